@@ -1,0 +1,253 @@
+"""One model's contest: every way to spend its memory, measured against stock Inductor.
+
+Each contestant owns an instance of the model.  It is compiled and warmed up, its peak and gradients
+are taken alone, and then its step is raced; contestants race in groups that each include stock.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import measure
+from benchmarks.models import ModelSpec
+
+GROUP = 5  # contestants per race besides stock: more would let the machine drift within a round
+SEED = 1
+PERCENTS = (100, 90, 75, 60, 50, 40, 30, 20)
+BLOCK_FACTORS = (1.5, 1.2, 1.0)
+FLOOR = 0.01  # a fraction below any floor: recut gives its floor plan and one warning
+
+Kind = Literal["eager", "stock", "block", "torch budget", "recut"]
+Progress = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one contestant was asked and what it did; bytes and seconds, None where unknown.
+
+    ``ratio`` and ``seconds`` come from one race with stock.  ``error`` is ``measure.max_error`` of
+    the gradients against the model's reference.
+    """
+
+    label: str
+    kind: Kind
+    asked: int | None = None
+    predicted: int | None = None
+    measured: int | None = None
+    seconds: float | None = None
+    ratio: float | None = None
+    planned_added_seconds: float | None = None
+    error: float | None = None
+    planning_seconds: float | None = None
+    floor: int | None = None
+    failure: str | None = None
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the measured peak kept the budget; None where nothing was asked or measured."""
+        if self.asked is None or self.measured is None:
+            return None
+        return self.measured <= self.asked
+
+
+@dataclass(frozen=True)
+class Result:
+    """All rows of one model, eager and stock first."""
+
+    model: str
+    note: str
+    reference: str
+    partition_seconds: float
+    rounds: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A compiled contestant that waits for its race."""
+
+    row: Row
+    run: Callable[[], object] | None
+
+
+def run_model(spec: ModelSpec, rounds: int, progress: Progress = lambda _: None) -> Result:
+    """Measure every contestant of one model.
+
+    Gradients are compared with eager's, except for a model with dropout: Inductor draws other
+    random numbers than eager, so there stock is the reference.
+    """
+    measure.prepare()
+    eager, inputs = spec.make(False)
+    progress("eager")
+    eager_entry, eager_grads = _take(Row("eager", "eager"), eager, inputs, None)
+    progress("stock")
+    model = measure.compile_stock(spec.make(False)[0])
+    with measure.partition_seconds() as partition:
+        _seeded(model, inputs)
+    reference = None if spec.random else eager_grads
+    stock, stock_grads = _take(Row("stock Inductor", "stock"), model, inputs, reference)
+    reference = stock_grads if spec.random else eager_grads
+
+    contest = partial(_contest, spec, inputs, reference, stock, rounds, progress)
+    fixed = contest(
+        [
+            Row("checkpoint per block", "block"),
+            *(Row(f"activation_memory_budget {r}", "torch budget") for r in (0.9, 0.5)),
+        ],
+        [eager_entry],
+    )
+    block = next(row for row in fixed if row.kind == "block")
+    asks = _recut_asks(stock.row, block)
+    raced = [row for i in range(0, len(asks), GROUP) for row in contest(asks[i : i + GROUP], [])]
+    stock_row = replace(stock.row, ratio=1.0, seconds=_stock_seconds(fixed))
+    rows = (fixed[0], stock_row, *fixed[1:], *raced)
+    note = "stock at the same seed" if spec.random else "eager"
+    return Result(spec.name, spec.note, note, sum(partition), rounds, rows)
+
+
+def _stock_seconds(rows: list[Row]) -> float | None:
+    """Stock's median in the race that gave ``rows``: any member's median over its ratio."""
+    return next((row.seconds / row.ratio for row in rows if row.seconds and row.ratio), None)
+
+
+def _recut_asks(stock: Row, block: Row) -> list[Row]:
+    """The budgets to ask recut for, as rows that wait for their measurements."""
+    rows = [Row("recut 1.0", "recut")]
+    if stock.measured:
+        rows += [_ask(f"recut {p} % of stock", stock.measured * p // 100) for p in PERCENTS]
+    if block.measured:
+        rows += [_ask(f"recut {f} x per block", int(block.measured * f)) for f in BLOCK_FACTORS]
+    return [*rows, Row("recut floor", "recut")]
+
+
+def _ask(label: str, asked: int) -> Row:
+    return Row(label, "recut", asked=asked)
+
+
+def _contest(
+    spec: ModelSpec,
+    inputs: tuple[Tensor, ...],
+    reference: dict[str, Tensor],
+    stock: _Entry,
+    rounds: int,
+    progress: Progress,
+    rows: list[Row],
+    others: list[_Entry],
+) -> list[Row]:
+    """Compile ``rows``' contestants, measure each alone, then race all of them with stock."""
+    entries = list(others)
+    for row in rows:
+        progress(row.label)
+        entries.append(_enter(spec, row, inputs, reference))
+    racers = {entry.row.label: entry.run for entry in entries if entry.run}
+    progress(f"race of {len(racers) + 1}, {rounds} rounds")
+    assert stock.run
+    times = measure.race({stock.row.label: stock.run, **racers}, rounds)
+    done = [
+        replace(e.row, seconds=times[e.row.label].median, ratio=times[e.row.label].ratio)
+        if e.run
+        else e.row
+        for e in entries
+    ]
+    del entries, racers
+    gc.collect()
+    return done
+
+
+def _enter(
+    spec: ModelSpec, row: Row, inputs: tuple[Tensor, ...], reference: dict[str, Tensor]
+) -> _Entry:
+    """Compile one contestant; a budget that cannot be met gives a row that says so."""
+    model = spec.make(row.kind == "block")[0]
+    if row.kind == "torch budget":
+        compiled = measure.compile_budget(model, float(row.label.split()[-1]))
+    elif row.kind == "recut":
+        return _enter_recut(model, row, inputs, reference)
+    else:
+        compiled = measure.compile_stock(model)
+    return _take(row, compiled, inputs, reference)[0]
+
+
+def _enter_recut(
+    model: nn.Module, row: Row, inputs: tuple[Tensor, ...], reference: dict[str, Tensor]
+) -> _Entry:
+    import recut
+
+    fraction = FLOOR if row.label == "recut floor" else 1.0
+    compiled = measure.compile_recut(model, fraction if row.asked is None else row.asked)
+    recut.clear_reports()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # the floor's warning is expected: it is a row of its own
+            _seeded(compiled, inputs)
+    except Exception as error:  # dynamo wraps whatever a backend raises in a class of its own
+        infeasible = infeasible_cause(error)
+        if infeasible is None:
+            return _Entry(replace(row, failure=_first_line(error)), None)
+        return _Entry(replace(row, failure="infeasible", floor=floor_of(infeasible)), None)
+    return _take(_predicted(row, recut.reports()), compiled, inputs, reference)[0]
+
+
+def _predicted(row: Row, reports: list[Any]) -> Row:
+    """``row`` with what recut promised; the models compile to one graph, so to one report."""
+    if len(reports) != 1:
+        raise RuntimeError(f"{row.label}: expected one compiled graph, got {len(reports)}")
+    report = reports[-1]
+    return replace(
+        row,
+        asked=report.budget if row.asked is None else row.asked,
+        predicted=report.peak,
+        planned_added_seconds=report.added_seconds,
+        planning_seconds=report.planning_seconds,
+        floor=report.floor,
+    )
+
+
+def _take(
+    row: Row, model: nn.Module, inputs: tuple[Tensor, ...], reference: dict[str, Tensor] | None
+) -> tuple[_Entry, dict[str, Tensor]]:
+    """Warm up, then take gradients and the peak; returns the entry for the race as well."""
+    run = partial(measure.step, model, inputs)
+    measure.warm_up({row.label: run})
+    _seeded(model, inputs)
+    gradients = measure.grads(model)
+    error = None if reference is None else measure.max_error(gradients, reference)
+    row = replace(row, measured=measure.peak_bytes(model, inputs), error=error)
+    return _Entry(row, run), gradients
+
+
+def _seeded(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    torch.manual_seed(SEED)
+    measure.step(model, inputs)
+
+
+def infeasible_cause(error: BaseException | None) -> Exception | None:
+    """The ``recut.InfeasibleBudget`` behind ``error``, however torch wrapped it, or None."""
+    import recut
+
+    while error is not None:
+        if isinstance(error, recut.InfeasibleBudget):
+            return error
+        inner = getattr(error, "inner_exception", None)
+        error = inner or error.__cause__ or error.__context__
+    return None
+
+
+def floor_of(error: Exception) -> int | None:
+    """The lowest feasible budget that the error names, bytes."""
+    return getattr(error, "floor", None)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"

@@ -1,0 +1,231 @@
+"""How a training step is run, compiled and measured: peaks to the byte, times side by side.
+
+Peaks repeat to the byte, times do not.  So peaks are taken alone, and times only in a race: all
+contestants compiled beforehand, in one process, alternating, compared by ratios of medians.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+_PARTITION = "min_cut_rematerialization_partition"
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each round of one contestant; ``ratio`` is its median over the first one's."""
+
+    seconds: tuple[float, ...]
+    median: float
+    ratio: float
+
+
+def step(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """One forward and backward from cleared gradients; returns the loss, detached."""
+    model.zero_grad(set_to_none=True)
+    loss: Tensor = model(*inputs)
+    loss.backward()
+    return loss.detach()
+
+
+def peak_bytes(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """The most bytes that one step holds at once on top of what was alive before it.
+
+    The model must have been warmed up: compilation allocates too.
+    """
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    if inputs[0].is_cuda:
+        return _peak_cuda(model, inputs)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        step(model, inputs)
+    events = [
+        event
+        for event in prof.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
+    ]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _peak_cuda(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+    device = inputs[0].device
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step(model, inputs)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def warm_up(contestants: Mapping[str, Callable[[], object]], steps: int = 2) -> None:
+    """Compile every contestant before a race.
+
+    Never call ``torch._dynamo.reset()`` after this: each would compile again inside the race, under
+    the config of that moment.
+    """
+    for run in contestants.values():
+        for _ in range(steps):
+            run()
+
+
+def race(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    on_round: Callable[[int], object] | None = None,
+) -> dict[str, Times]:
+    """Time compiled contestants side by side: ``rounds`` rounds, each running every one once.
+
+    Each round starts with another contestant, so that none always follows the same neighbour's
+    cache contents.  Ratios are to the first of ``contestants``.
+    """
+    names = list(contestants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(rounds):
+            start = index % len(names)
+            for name in names[start:] + names[:start]:
+                seconds[name].append(_timed(contestants[name]))
+            gc.collect()
+            if on_round:
+                on_round(index)
+    finally:
+        if enabled:
+            gc.enable()
+    medians = {name: statistics.median(seconds[name]) for name in names}
+    return {
+        name: Times(tuple(seconds[name]), medians[name], medians[name] / medians[names[0]])
+        for name in names
+    }
+
+
+def _timed(run: Callable[[], object]) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    run()
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def prepare(cache: bool = False) -> None:
+    """Set this process up for many compiled contestants of one model.
+
+    Without ``cache`` every compilation runs its partitioner, so that planning can be timed and
+    reported; Inductor's cache of compiled kernels stays on.
+    """
+    torch._dynamo.reset()
+    # Every instance of a model shares its code objects, so entries add up over contestants.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.accumulated_recompile_limit = 1024
+    torch._functorch.config.enable_autograd_cache = cache
+
+
+def compile_stock(model: nn.Module) -> nn.Module:
+    """``model`` under stock Inductor (with checkpointed blocks if it was made with them)."""
+    return _compile(model)
+
+
+def compile_budget(model: nn.Module, ratio: float) -> nn.Module:
+    """``model`` under torch's own ``activation_memory_budget``, a ratio of saved bytes."""
+    return _Budgeted(_compile(model), ratio)
+
+
+def compile_recut(model: nn.Module, budget: str | int | float) -> nn.Module:
+    """``model`` under recut at ``budget`` (bytes as an int, a fraction, or text with a unit)."""
+    import recut
+
+    return _compile(model, backend=recut.ckpt_backend, options={"memory_budget": budget})
+
+
+def _compile(model: nn.Module, **kwargs: Any) -> nn.Module:
+    # isolate_recompiles: two torch.compile calls with equal backends otherwise share cache entries
+    # across instances of one class, and stock's code would run under another contestant's name.
+    compiled: nn.Module = torch.compile(
+        model, fullgraph=True, dynamic=False, isolate_recompiles=True, **kwargs
+    )
+    return compiled
+
+
+class _Budgeted(nn.Module):
+    """Patches the budget around every call: whichever call compiles, it sees the budget."""
+
+    def __init__(self, model: nn.Module, ratio: float) -> None:
+        super().__init__()
+        self.model, self.ratio = model, ratio
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with torch._functorch.config.patch(activation_memory_budget=self.ratio):
+            loss: Tensor = self.model(*inputs)
+            return loss
+
+
+def grads(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the gradients by parameter name, without the names that wrappers put in front."""
+    if isinstance(model, _Budgeted):
+        model = model.model
+    return {
+        name.removeprefix("_orig_mod."): parameter.grad.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def max_error(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """The largest difference of any gradient entry over that gradient's largest entry in ``b``.
+
+    Relative per parameter: gradients of one model differ by orders of magnitude, so an absolute
+    maximum would only see the largest of them.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(f"gradients of different parameters: {sorted(a.keys() ^ b.keys())}")
+    worst = 0.0
+    for name, reference in b.items():
+        scale = max(reference.abs().max().item(), torch.finfo(reference.dtype).tiny)
+        worst = max(worst, (a[name] - reference).abs().max().item() / scale)
+    return worst
+
+
+@contextmanager
+def partition_seconds() -> Iterator[list[float]]:
+    """Collects the seconds of each run of torch's own partitioner inside the block."""
+    from torch._functorch import partitioners
+    from torch._inductor import compile_fx
+
+    original, seconds = getattr(partitioners, _PARTITION), []
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    # compile_fx holds a reference of its own from its import.
+    with (
+        mock.patch.object(partitioners, _PARTITION, timed),
+        mock.patch.object(compile_fx, _PARTITION, timed),
+    ):
+        yield seconds

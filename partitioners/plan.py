@@ -1,0 +1,119 @@
+"""The Plan: what a planner decided, with its proof and its predicted timeline; JSON both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recut.partitioners.errors import ForeignPlan, InvalidSchedule
+from recut.partitioners.evaluator import evaluate
+from recut.partitioners.problem import Problem
+from recut.partitioners.schedule import Schedule
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule that the evaluator confirmed.
+
+    Attributes:
+        digest: digest of the Problem that it was made for.
+        schedule: order of the forward and of the backward, recomputations included.
+        budget: bytes that it had to stay under.
+        peak: predicted peak in bytes.
+        added_seconds: predicted time of running ops again, in seconds.
+        bound_seconds: no plan under the budget adds less than this, in seconds (0: not known).
+        planner: which planner answered.
+    """
+
+    digest: str
+    schedule: Schedule
+    budget: int
+    peak: int
+    added_seconds: float
+    bound_seconds: float
+    planner: str
+
+    @property
+    def gap(self) -> float:
+        """How much more than the bound the plan adds, in seconds."""
+        return max(0.0, self.added_seconds - self.bound_seconds)
+
+    def check(self, problem: Problem) -> None:
+        """Raise where the plan is not one for ``problem``.
+
+        Raises:
+            ForeignPlan: it was made for another problem.
+            InvalidSchedule: its schedule breaks dataflow, a rule, or its own predicted peak.
+        """
+        if self.digest != problem.digest:
+            raise ForeignPlan(
+                f"the plan was made for another graph (digest {self.digest[:12]}, this graph has "
+                f"{problem.digest[:12]}): plan again, or unset RECUT_PLAN"
+            )
+        self.schedule.check(problem)
+        peak = evaluate(problem, self.schedule).peak
+        if peak != self.peak:
+            raise InvalidSchedule(f"the plan promises a peak of {self.peak} bytes, but has {peak}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON data."""
+        return {
+            "version": VERSION,
+            "digest": self.digest,
+            "budget": self.budget,
+            "peak": self.peak,
+            "added_seconds": self.added_seconds,
+            "bound_seconds": self.bound_seconds,
+            "planner": self.planner,
+            "forward": list(self.schedule.forward),
+            "backward": list(self.schedule.backward),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Plan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: a wrong version, or a field that is missing or of another type.
+        """
+        if not isinstance(data, Mapping) or data.get("version") != VERSION:
+            raise ValueError(f"not a plan of version {VERSION}")
+        try:
+            schedule = Schedule(
+                tuple(map(int, data["forward"])), tuple(map(int, data["backward"]))
+            )
+            return Plan(
+                str(data["digest"]),
+                schedule,
+                int(data["budget"]),
+                int(data["peak"]),
+                float(data["added_seconds"]),
+                float(data["bound_seconds"]),
+                str(data["planner"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"plan file lacks or garbles a field: {error}") from error
+
+    def dumps(self) -> str:
+        """Return the plan as JSON text."""
+        return json.dumps(self.to_json(), separators=(",", ":")) + "\n"
+
+
+def make_plan(
+    problem: Problem, schedule: Schedule, budget: int, planner: str, bound: float = 0.0
+) -> Plan:
+    """Return a Plan for a schedule after checking and evaluating it."""
+    schedule.check(problem)
+    return Plan(
+        problem.digest,
+        schedule,
+        budget,
+        evaluate(problem, schedule).peak,
+        schedule.added_seconds(problem),
+        bound,
+        planner,
+    )

@@ -1,0 +1,217 @@
+"""The planning problem: a step's operations, the storages they read and make, and what may be done.
+
+A :class:`Problem` is all that planners see of a joint graph. It holds integers, floats, text and
+tuples only, so that it can be printed, compared, stored as JSON and replayed without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+
+class Kind(StrEnum):
+    """How an operation runs, as far as its cost and its memory depend on it."""
+
+    POINTWISE = "pointwise"  # one output element from one element of each input: fuses into readers
+    REDUCTION = "reduction"  # a kernel of its own, bound by the bytes it reads
+    COMPUTE = "compute"  # matmul, convolution, attention: bound by FLOPs
+    OTHER = "other"  # everything whose behaviour is not known
+
+
+class Phase(StrEnum):
+    """In which graph an operation has to run."""
+
+    FORWARD = "forward"  # the forward outputs or effects need it
+    BACKWARD = "backward"  # it depends on a tangent, or has an effect of the backward
+    EITHER = "either"  # only the backward needs it, yet it depends on no tangent
+
+
+class Rule(StrEnum):
+    """What a planner may decide for a forward operation."""
+
+    MAY_RECOMPUTE = "may recompute"
+    MUST_SAVE = "must save"
+    MUST_RECOMPUTE = "must recompute"  # the user's checkpoint region: the results are never saved
+
+
+@dataclass(frozen=True)
+class Value:
+    """One storage. Views and aliases of it are not values of their own.
+
+    Attributes:
+        name: name of the node that makes it.
+        bytes: size at the hint, in bytes; 0 for what does not count against the budget.
+        expr: the size as a sympy expression of the free symbols ("" where it is a constant).
+        producer: index of the op that makes it, or -1 for an input of the joint graph.
+    """
+
+    name: str
+    bytes: int
+    producer: int
+    expr: str = ""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of the joint graph that makes storages or has an effect.
+
+    Attributes:
+        name: name of its node.
+        target: what it calls.
+        inputs: indices of the values it reads, without repeats.
+        outputs: indices of the values it makes.
+        seconds: time that running it once more costs.
+        kind: how it runs.
+        phase: where it has to run.
+        rule: what may be decided.
+        reason: why ``rule`` is not MAY_RECOMPUTE ("" otherwise).
+        random: it draws from a generator, so a recomputation has to replay the generator's state.
+        inplace: it can write its output over an input of the same size that dies with it.
+        workspace: bytes that it allocates while it runs.
+        source: the user's source line.
+    """
+
+    name: str
+    target: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    seconds: float
+    kind: Kind
+    phase: Phase
+    rule: Rule = Rule.MAY_RECOMPUTE
+    reason: str = ""
+    random: bool = False
+    inplace: bool = False
+    workspace: int = 0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A joint graph as planners see it.
+
+    Attributes:
+        ops: operations in joint-graph order, which is a topological order.
+        values: storages.
+        forward_outputs: values that the forward returns to the user; alive to the end of the step.
+        backward_outputs: values that the backward returns (gradients); alive to the end.
+        compiler: "inductor" or "eager": who runs the graphs.
+    """
+
+    ops: tuple[Op, ...]
+    values: tuple[Value, ...]
+    forward_outputs: tuple[int, ...]
+    backward_outputs: tuple[int, ...]
+    compiler: str = "inductor"
+
+    @cached_property
+    def readers(self) -> tuple[tuple[int, ...], ...]:
+        """For each value the indices of the ops that read it, in joint-graph order."""
+        out: list[list[int]] = [[] for _ in self.values]
+        for i, op in enumerate(self.ops):
+            for v in op.inputs:
+                out[v].append(i)
+        return tuple(map(tuple, out))
+
+    @cached_property
+    def is_backward(self) -> tuple[bool, ...]:
+        """For each op whether it runs in the backward only."""
+        return tuple(op.phase is Phase.BACKWARD for op in self.ops)
+
+    @cached_property
+    def backward_order(self) -> tuple[int, ...]:
+        """The ops that set the pace of the backward, in joint-graph order.
+
+        Only what depends on a tangent (or has an effect of the backward) is in it: ``detach`` and
+        its like stand at the end of the forward in the joint graph, yet belong to no tangent, and
+        taking them as backward ops would force every layer's recomputation at the start.
+        """
+        return tuple(i for i, b in enumerate(self.is_backward) if b)
+
+    @cached_property
+    def backward_reads(self) -> tuple[int, ...]:
+        """Values made by ops outside the backward that the backward reads or returns."""
+        seen = {v for i in self.backward_order for v in self.ops[i].inputs}
+        seen.update(self.backward_outputs)
+        return tuple(
+            sorted(
+                v
+                for v in seen
+                if self.values[v].producer >= 0 and not self.is_backward[self.values[v].producer]
+            )
+        )
+
+    @cached_property
+    def forward_required(self) -> frozenset[int]:
+        """Ops that the forward runs whatever is saved."""
+        need = [i for i, op in enumerate(self.ops) if op.phase is Phase.FORWARD]
+        return frozenset(self.ancestors(need))
+
+    def ancestors(self, ops: Iterable[int]) -> set[int]:
+        """Return ``ops`` and every op that they depend on."""
+        todo, seen = list(ops), set(ops)
+        while todo:
+            for v in self.ops[todo.pop()].inputs:
+                p = self.values[v].producer
+                if p >= 0 and p not in seen:
+                    seen.add(p)
+                    todo.append(p)
+        return seen
+
+    @cached_property
+    def total_seconds(self) -> float:
+        """Time of a step that computes every op once, in seconds."""
+        return sum(op.seconds for op in self.ops)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of everything that a plan depends on (names and source lines are not part)."""
+        ops = [
+            (o.target, o.inputs, o.outputs, o.seconds, o.kind, o.phase, o.rule, o.random)
+            + (o.inplace, o.workspace)
+            for o in self.ops
+        ]
+        values = [(v.bytes, v.producer) for v in self.values]
+        text = json.dumps(
+            [ops, values, self.forward_outputs, self.backward_outputs, self.compiler],
+            separators=(",", ":"),
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the Problem as plain JSON data; :meth:`from_json` reads it back."""
+        return {
+            "version": 1,
+            "ops": [asdict(o) for o in self.ops],
+            "values": [asdict(v) for v in self.values],
+            "forward_outputs": list(self.forward_outputs),
+            "backward_outputs": list(self.backward_outputs),
+            "compiler": self.compiler,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Problem:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: an unknown version.
+        """
+        if data.get("version") != 1:
+            raise ValueError(f"problem file has version {data.get('version')!r}, expected 1")
+        ops = []
+        for o in data["ops"]:
+            o = dict(o, inputs=tuple(o["inputs"]), outputs=tuple(o["outputs"]))
+            ops.append(Op(**o | {"kind": Kind(o["kind"]), "phase": Phase(o["phase"])} | {"rule": Rule(o["rule"])}))
+        return Problem(
+            tuple(ops),
+            tuple(Value(**v) for v in data["values"]),
+            tuple(data["forward_outputs"]),
+            tuple(data["backward_outputs"]),
+            data["compiler"],
+        )

@@ -1,0 +1,150 @@
+"""A schedule: in which order the ops of a step run, some of them several times.
+
+What is saved and what is recomputed follows from it. An op reads the latest instance of the value;
+a value read in the backward whose latest instance was made by the forward is *saved*, and a forward
+op that stands in the backward is a *recomputation*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from recut.partitioners.errors import InvalidSchedule
+from recut.partitioners.problem import Phase, Problem, Rule
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Two sequences of op indices: the forward and the backward."""
+
+    forward: tuple[int, ...]
+    backward: tuple[int, ...]
+
+    def saved(self, problem: Problem) -> tuple[int, ...]:
+        """Return the values that the backward reads from the forward, sorted."""
+        made = set()
+        saved = set()
+        for i in self.backward:
+            op = problem.ops[i]
+            saved.update(v for v in op.inputs if v not in made and problem.values[v].producer >= 0)
+            made.update(op.outputs)
+        saved.update(
+            v
+            for v in problem.backward_outputs
+            if v not in made and problem.values[v].producer >= 0
+        )
+        return tuple(sorted(saved))
+
+    def recomputed(self, problem: Problem) -> dict[int, int]:
+        """Return how many times the backward runs each op that the forward has run."""
+        forward = set(self.forward)
+        count: dict[int, int] = {}
+        for i in self.backward:
+            if i in forward:
+                count[i] = count.get(i, 0) + 1
+        return count
+
+    def added_seconds(self, problem: Problem) -> float:
+        """Return the time spent on running ops more than once, in seconds."""
+        seen: set[int] = set()
+        added = 0.0
+        for i in self.forward + self.backward:
+            if i in seen:
+                added += problem.ops[i].seconds
+            seen.add(i)
+        return added
+
+    def check(self, problem: Problem) -> None:
+        """Raise InvalidSchedule where the schedule breaks dataflow or a rule of the Problem."""
+        made: set[int] = set()
+        ran: set[int] = set()
+        for phase, order in ((Phase.FORWARD, self.forward), (Phase.BACKWARD, self.backward)):
+            for i in order:
+                _check_op(problem, i, phase, ran, made)
+                ran.add(i)
+                made.update(problem.ops[i].outputs)
+        missing = [
+            op.name for i, op in enumerate(problem.ops) if op.phase is not Phase.EITHER and i not in ran
+        ]
+        if missing:
+            raise InvalidSchedule(f"never run: {', '.join(missing[:5])}")
+        for v in self.saved(problem):
+            op = problem.ops[problem.values[v].producer]
+            if op.rule is Rule.MUST_RECOMPUTE:
+                raise InvalidSchedule(f"{op.name} is saved, but is {op.reason}")
+
+
+def _check_op(problem: Problem, i: int, phase: Phase, ran: set[int], made: set[int]) -> None:
+    op = problem.ops[i]
+    if phase is Phase.FORWARD and op.phase is Phase.BACKWARD:
+        raise InvalidSchedule(f"{op.name} belongs to the backward but stands in the forward")
+    if i in ran and (phase is Phase.FORWARD or op.phase is Phase.BACKWARD):
+        raise InvalidSchedule(f"{op.name} runs twice in the {phase}")
+    if i in ran and op.rule is Rule.MUST_SAVE:
+        raise InvalidSchedule(f"{op.name} is recomputed, but is {op.reason}")
+    if i not in ran and phase is Phase.BACKWARD and op.phase is Phase.FORWARD:
+        raise InvalidSchedule(f"{op.name} belongs to the forward but first runs in the backward")
+    for v in op.inputs:
+        if problem.values[v].producer >= 0 and v not in made:
+            raise InvalidSchedule(f"{op.name} reads {problem.values[v].name} before it is made")
+
+
+def forward_order(problem: Problem, saved: Collection[int]) -> tuple[int, ...]:
+    """Return the forward's order: what it must run, and what the ``saved`` values need.
+
+    An op that only the backward needs stands right behind the last of its inputs, so that they can
+    be freed as early as the forward's own reads allow.
+    """
+    need = problem.forward_required
+    extra = problem.ancestors(
+        problem.values[v].producer for v in saved if problem.values[v].producer >= 0
+    ) - set(need)
+    if not extra:
+        return tuple(sorted(need))
+    position: dict[int, tuple[int, int]] = {i: (i, 0) for i in need}
+    for i in sorted(extra):
+        parents = [problem.values[v].producer for v in problem.ops[i].inputs]
+        last = max((position[p] for p in parents if p >= 0), default=(i, 0))
+        position[i] = (last[0], max(last[1], 0) + 1)
+    return tuple(sorted(position, key=lambda i: (*position[i], i)))
+
+
+def lazy_schedule(
+    problem: Problem, saved: Collection[int], order: Iterable[int] | None = None
+) -> Schedule:
+    """Return the schedule that saves ``saved`` and recomputes everything else once, on demand.
+
+    Args:
+        problem: the problem.
+        saved: values to save. Where a value is neither saved nor may be recomputed, it is saved too.
+        order: order of the backward's own ops; joint-graph order where not given.
+    """
+    keep = set(saved)
+    have: set[int] = set()
+    backward: list[int] = []
+
+    def demand(values: Iterable[int]) -> None:
+        todo = [v for v in values if v not in have]
+        ops: set[int] = set()
+        while todo:
+            v = todo.pop()
+            p = problem.values[v].producer
+            if p < 0 or v in have or problem.is_backward[p] or p in ops:
+                continue
+            if v in keep or problem.ops[p].rule is Rule.MUST_SAVE:
+                keep.add(v)
+                have.add(v)
+                continue
+            ops.add(p)
+            todo.extend(problem.ops[p].inputs)
+        for i in sorted(ops):
+            backward.append(i)
+            have.update(problem.ops[i].outputs)
+
+    for i in problem.backward_order if order is None else order:
+        demand(problem.ops[i].inputs)
+        backward.append(i)
+    demand(problem.backward_outputs)
+    partial = Schedule((), tuple(backward))
+    return Schedule(forward_order(problem, partial.saved(problem)), partial.backward)

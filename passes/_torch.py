@@ -1,0 +1,129 @@
+"""The sole importer of torch's private names: what each is, since when, what to do when it moves.
+
+Supported: torch 2.11 to 2.15. A name that moves fails here, at import, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from torch._functorch.partitioners import (
+    # Splits a joint graph at given saved values, with AOTAutograd's order of outputs. Since 2.0.
+    _extract_fwd_bwd_modules as extract_fwd_bwd_modules,
+)
+from torch._functorch.partitioners import (
+    # (forward outputs, backward outputs, their descriptions) of a joint graph. Since 2.0.
+    _extract_fwd_bwd_outputs as extract_fwd_bwd_outputs,
+)
+from torch._functorch.partitioners import (
+    # Placeholder kinds by AOTAutograd's naming. Since 2.0.
+    _is_bwd_seed_offset as is_bwd_seed_offset,
+)
+from torch._functorch.partitioners import (
+    _is_primal as is_primal,
+)
+from torch._functorch.partitioners import (
+    _is_tangent as is_tangent,
+)
+from torch._functorch.partitioners import (
+    # Placement that AOTAutograd demands of mutations. Since 2.4.
+    _must_be_in_backward as must_be_in_backward,
+)
+from torch._functorch.partitioners import (
+    _must_be_in_forward as must_be_in_forward,
+)
+from torch._functorch.partitioners import (
+    # Checkpoint tags, as the stock partitioner reads them. Since 2.1.
+    cleanup_recompute_tags,
+    # The partitioner for graphs that have nothing to plan (no backward). Since 2.0.
+    default_partition,
+    # Forced saves that the stock partitioner makes and a replacement owes. Since 2.6 / 2.9.
+    force_save_bw_mutation_src,
+    force_save_collectives,
+    force_save_effectful_ops,
+    # torch's own lists of recomputable, random, view and compute-intensive ops. Since 2.2.
+    get_default_op_list,
+    has_recomputable_ops,
+    must_recompute,
+    # Passes the generator inputs of subgraphs on to the outer graphs. Since 2.10.
+    thread_graphsafe_rng_from_hops,
+)
+
+# Common subexpression elimination on FX graphs, as the stock partitioner calls it. Since 2.0.
+from torch._functorch.compile_utils import fx_graph_cse, get_aten_target  # isort: skip
+
+# Configuration of AOTAutograd. Since 2.0.
+from torch._functorch import config as functorch_config  # isort: skip
+
+# Inductor's configuration, and the base class of the partitioner hook (since 2.9; it is what
+# config.custom_partitioner_fn asks for).
+from torch._inductor import config as inductor_config  # isort: skip
+from torch._inductor.custom_graph_pass import CustomPartitionerFn  # isort: skip
+
+# Random ops that carry their generator state, used by torch's own checkpointing. Since 2.1.
+from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state  # isort: skip
+
+# Effectful ops as a higher-order op with a token. Since 2.3.
+from torch._higher_order_ops.effects import with_effects  # isort: skip
+
+# Opaque objects in a graph (script objects and their like). Since 2.10.
+from torch._functorch._aot_autograd.graph_compile import is_opaque_node  # isort: skip
+
+# The number that a symbolic size stands for while compiling. `optimization_hint` since 2.12;
+# before that `hint_int` took the fallback for unbacked symbols.
+try:
+    from torch.fx.experimental.symbolic_shapes import optimization_hint  # isort: skip
+except ImportError:  # torch 2.11
+    from torch.fx.experimental.symbolic_shapes import hint_int as optimization_hint  # isort: skip
+
+# Symbolic ints, floats and bools. Since 2.1.
+from torch.fx.experimental._backward_state import BackwardState  # isort: skip
+from torch.fx.experimental.proxy_tensor import is_sym_node, py_sym_types  # isort: skip
+
+# FLOP formulas by op, and those of attention. Since 2.1.
+from torch.utils.flop_counter import (  # isort: skip
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+# The module behind torch.compile's lazily recompiled graph modules. Since 2.2.
+from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module  # isort: skip
+
+# A set that keeps insertion order; torch's own passes ask for it. Since 2.5.
+from torch.utils._ordered_set import OrderedSet  # isort: skip
+
+__all__ = [
+    "OrderedSet",
+    "BackwardState",
+    "CustomPartitionerFn",
+    "cleanup_recompute_tags",
+    "default_partition",
+    "extract_fwd_bwd_modules",
+    "extract_fwd_bwd_outputs",
+    "flop_registry",
+    "force_save_bw_mutation_src",
+    "force_save_collectives",
+    "force_save_effectful_ops",
+    "functorch_config",
+    "fx_graph_cse",
+    "get_aten_target",
+    "get_default_op_list",
+    "has_recomputable_ops",
+    "inductor_config",
+    "is_bwd_seed_offset",
+    "is_opaque_node",
+    "is_primal",
+    "is_sym_node",
+    "is_tangent",
+    "make_graph_module",
+    "must_be_in_backward",
+    "must_be_in_forward",
+    "must_recompute",
+    "optimization_hint",
+    "py_sym_types",
+    "run_and_save_rng_state",
+    "run_with_rng_state",
+    "sdpa_backward_flop_count",
+    "sdpa_flop_count",
+    "thread_graphsafe_rng_from_hops",
+    "with_effects",
+]

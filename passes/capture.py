@@ -1,0 +1,295 @@
+"""joint graph -> Problem: storages instead of tensors, rules with reasons, prices.
+
+Example, for ``loss = relu(x @ w.t()).sum()``::
+
+    t   = aten.t(w)            a view of an input: no op, no value
+    mm  = aten.mm(x, t)        op 0, makes value 2 (x and w are the inputs 0 and 1)
+    v   = aten.view(mm, ...)   a view of value 2
+    r   = aten.relu(v)         op 1, reads value 2, makes value 3
+    s   = aten.sum(r)          op 2 ...
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from recut.partitioners.machine import CPU, GPU, Machine
+from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
+from recut.passes import _torch, costs, rules
+
+aten = torch.ops.aten
+
+# Views by behaviour that their schema does not show: Inductor and eager make no copy.
+_UNMARKED_VIEWS = {aten._unsafe_view, torch.ops.prims.broadcast_in_dim, aten.reshape}
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A Problem and the nodes that its indices stand for.
+
+    Attributes:
+        problem: the planning problem.
+        op_nodes: the node of each op.
+        value_of: value index of each node that is a storage of its own.
+        views: nodes that are views of what ``args`` name; copied beside their base at each use.
+        num_forward_outputs: how many of the joint graph's outputs the forward returns.
+    """
+
+    problem: Problem
+    op_nodes: tuple[fx.Node, ...]
+    value_of: dict[fx.Node, int]
+    views: frozenset[fx.Node]
+    num_forward_outputs: int
+
+
+def is_view(node: fx.Node) -> bool:
+    """Return whether a node's result lies in the storage of its first argument."""
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        base = node.args[0]
+        return isinstance(base, fx.Node) and is_view(base)
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if costs.packet(node) in _UNMARKED_VIEWS:
+        return costs.packet(node) is not aten.reshape or _reshape_is_view(node)
+    returns = node.target._schema.returns
+    return bool(returns) and all(
+        r.alias_info is not None and not r.alias_info.is_write for r in returns
+    )
+
+
+def _reshape_is_view(node: fx.Node) -> bool:
+    base = node.args[0]
+    val = base.meta.get("val") if isinstance(base, fx.Node) else None
+    return isinstance(val, torch.Tensor) and val.is_contiguous()
+
+
+def base_of(node: fx.Node) -> fx.Node:
+    """Return the node that owns the storage which a view (or getitem) shows."""
+    while is_view(node):
+        base = node.args[0]
+        assert isinstance(base, fx.Node), f"{node} is a view of {base!r}"
+        node = base
+    return node
+
+
+def _op_of(node: fx.Node) -> fx.Node:
+    """Return the multi-output op behind (nested) getitems, or the node itself."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+class _Builder:
+    """Collects values and ops while it walks the joint graph once."""
+
+    def __init__(self, graph: fx.Graph, num_forward_outputs: int, machine: Machine, inplace: bool) -> None:
+        self.graph = graph
+        self.machine = machine
+        self.inplace = inplace
+        self.values: list[Value] = []
+        self.value_of: dict[fx.Node, int] = {}
+        self.tuple_values: dict[fx.Node, list[int]] = {}
+        self.views: set[fx.Node] = set()
+        self.op_nodes: list[fx.Node] = []
+        outputs = graph.output_node().args[0]
+        flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        self.forward_outputs = [n for n in flat[:num_forward_outputs] if isinstance(n, fx.Node)]
+        self.backward_outputs = [n for n in flat[num_forward_outputs:] if isinstance(n, fx.Node)]
+        self.backward = self._backward_nodes()
+        self.mutated = self._mutated_nodes()
+
+    def _backward_nodes(self) -> set[fx.Node]:
+        """Nodes that depend on a tangent or are tied to the backward."""
+        out: set[fx.Node] = set()
+        for n in self.graph.nodes:
+            tied = n.op == "placeholder" and (_torch.is_tangent(n) or _torch.is_bwd_seed_offset(n))
+            if tied or (n.op == "call_function" and _torch.must_be_in_backward(n)):
+                out.add(n)
+            elif n.op != "output" and any(a in out for a in n.all_input_nodes):
+                out.add(n)
+        return out
+
+    def _mutated_nodes(self) -> set[fx.Node]:
+        """Inputs that some op writes to, and every view of them."""
+        written: set[fx.Node] = set()
+        for n in self.graph.nodes:
+            schema = getattr(n.target, "_schema", None)
+            if n.op != "call_function" or schema is None or not schema.is_mutable:
+                continue
+            for k, arg in enumerate(schema.arguments):
+                given = n.args[k] if k < len(n.args) else n.kwargs.get(arg.name)
+                if arg.alias_info is not None and arg.alias_info.is_write and isinstance(given, fx.Node):
+                    written.add(base_of(given))
+        return {n for n in self.graph.nodes if n.op != "output" and base_of(n) in written}
+
+    def add_value(self, node: fx.Node, producer: int) -> int:
+        """Make a value for a node that owns storage."""
+        found = costs.tensors(node.meta.get("val"))
+        size = sum(map(costs.nbytes, found))
+        symbolic = [t.numel() * t.dtype.itemsize for t in found]
+        expr = " + ".join(str(s.node.expr) for s in symbolic if isinstance(s, torch.SymInt))
+        self.value_of[node] = len(self.values)
+        self.values.append(Value(node.name, 0 if producer < 0 else size, producer, expr))
+        return self.value_of[node]
+
+    def reads(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the values that a node reads, in order and without repeats."""
+        out: dict[int, None] = {}
+        for n in node.all_input_nodes:
+            base = base_of(n)
+            if base in self.value_of:
+                out[self.value_of[base]] = None
+            for v in self.tuple_values.get(_op_of(base), ()) if base not in self.value_of else ():
+                out[v] = None
+        return tuple(out)
+
+    def collect(self) -> list[tuple[fx.Node, tuple[int, ...], tuple[int, ...], int]]:
+        """Walk the graph; return (node, inputs, outputs, workspace) of each op."""
+        found: list[tuple[fx.Node, tuple[int, ...], tuple[int, ...], int]] = []
+        for n in self.graph.nodes:
+            if n.op in ("placeholder", "get_attr"):
+                self.add_value(n, -1)
+            elif n.op != "call_function":
+                continue
+            elif is_view(n):
+                self.views.add(n)
+            elif n.target is operator.getitem:
+                continue  # made together with its op
+            else:
+                found.append(self._op(n, len(found)))
+        return found
+
+    def _op(self, n: fx.Node, index: int) -> tuple[fx.Node, tuple[int, ...], tuple[int, ...], int]:
+        inputs = self.reads(n)
+        schema = getattr(n.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            # The result of an in-place op is its argument's storage: no value of its own.
+            base = n.args[0]
+            if isinstance(base, fx.Node) and base_of(base) in self.value_of:
+                self.value_of[n] = self.value_of[base_of(base)]
+            return n, inputs, (), 0
+        leaves = _getitem_leaves(n)
+        if leaves is None:
+            out = (self.add_value(n, index),)
+            return n, inputs, out, 0
+        out = tuple(self.add_value(g, index) for g in leaves)
+        self.tuple_values[n] = list(out)
+        unread = sum(map(costs.nbytes, costs.tensors(n.meta.get("val"))))
+        unread -= sum(self.values[v].bytes for v in out)
+        return n, inputs, out, max(0, unread)
+
+
+def _getitem_leaves(node: fx.Node) -> list[fx.Node] | None:
+    """Return the getitems that hold a multi-output op's results; None for a single output."""
+    getitems = [u for u in node.users if u.target is operator.getitem]
+    if not isinstance(node.meta.get("val"), (tuple, list)) and not (
+        getitems and len(getitems) == len(node.users)
+    ):
+        return None
+    out: list[fx.Node] = []
+    for g in getitems:
+        nested = _getitem_leaves(g) if isinstance(g.meta.get("val"), (tuple, list)) else None
+        out.extend([g] if nested is None else nested)
+    return out
+
+
+def machine_for(graph: fx.Graph) -> Machine:
+    """Return the machine description for the device that a graph's tensors are on."""
+    for n in graph.nodes:
+        for t in costs.tensors(n.meta.get("val")):
+            if t.device.type not in ("cpu", "meta"):
+                return GPU
+    return CPU
+
+
+def capture(
+    joint: fx.GraphModule,
+    *,
+    num_fwd_outputs: int,
+    compiler: str = "inductor",
+    machine: Machine | None = None,
+) -> Capture:
+    """Read a joint graph.
+
+    Args:
+        joint: the joint graph after Inductor's own joint-graph passes; it is not changed.
+        num_fwd_outputs: how many of its outputs the forward returns.
+        compiler: "inductor" or "eager": who will run the result.
+        machine: prices; by the graph's device where not given.
+    """
+    machine = machine or machine_for(joint.graph)
+    b = _Builder(joint.graph, num_fwd_outputs, machine, compiler == "inductor")
+    found = b.collect()
+    index = {n: i for i, (n, *_) in enumerate(found)}
+    forward = _forward_ops(b, found, index)
+    ops = []
+    for i, (n, inputs, outputs, workspace) in enumerate(found):
+        backward = n in b.backward
+        phase = Phase.BACKWARD if backward else Phase.FORWARD if i in forward else Phase.EITHER
+        rule, reason = (Rule.MAY_RECOMPUTE, "") if backward else rules.rule_of(n, b.mutated)
+        kind = costs.kind_of(n)
+        ops.append(
+            Op(
+                name=n.name,
+                target=str(n.target),
+                inputs=inputs,
+                outputs=outputs,
+                seconds=0.0 if _torch.is_sym_node(n) else costs.seconds_of(n, machine),
+                kind=kind,
+                phase=phase,
+                rule=rule,
+                reason=reason,
+                random=not backward and rules.is_random(n),
+                inplace=b.inplace and kind is Kind.POINTWISE,
+                workspace=workspace,
+                source=rules.source_of(n),
+            )
+        )
+    problem = Problem(
+        tuple(ops),
+        tuple(b.values),
+        _output_values(b, b.forward_outputs),
+        _output_values(b, b.backward_outputs),
+        compiler,
+    )
+    return Capture(
+        problem,
+        tuple(n for n, *_ in found),
+        b.value_of,
+        frozenset(b.views),
+        num_fwd_outputs,
+    )
+
+
+def _output_values(b: _Builder, nodes: Sequence[fx.Node]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(b.value_of[base_of(n)] for n in nodes if base_of(n) in b.value_of))
+
+
+def _forward_ops(b: _Builder, found: Sequence[tuple[Any, ...]], index: dict[fx.Node, int]) -> set[int]:
+    """Return the ops that the forward has to run: for its outputs and for its effects."""
+    todo = [
+        b.values[b.value_of[base_of(n)]].producer
+        for n in b.forward_outputs
+        if base_of(n) in b.value_of
+    ]
+    todo += [
+        index[n]
+        for n, _, _, _ in found
+        if n not in b.backward and n.is_impure(impure_random=False)
+    ]
+    seen: set[int] = set()
+    while todo:
+        i = todo.pop()
+        if i < 0 or i in seen:
+            continue
+        seen.add(i)
+        todo.extend(b.values[v].producer for v in found[i][1])
+    return seen

@@ -1,0 +1,166 @@
+"""What one operation costs: FLOPs by torch's formulas, bytes moved, and the roofline over both."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from recut.partitioners.machine import Machine
+from recut.partitioners.problem import Kind
+from recut.passes import _torch
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+# Memory passes over inputs and outputs that a kernel of its own makes, relative to the roofline.
+_REDUCTION_SHARE = 0.5
+_OTHER_SHARE = 1.0
+
+_REDUCTIONS = {
+    aten.sum, aten.mean, aten.var, aten.var_mean, aten.std, aten.amax, aten.amin, aten.max, aten.min,
+    aten.prod, aten.any, aten.all, aten.argmax, aten.argmin, aten._softmax, aten._log_softmax,
+    aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm, aten.cumsum,
+    aten._native_batch_norm_legit_functional, aten._native_batch_norm_legit, aten.logsumexp,
+    aten._fused_rms_norm, aten.linalg_vector_norm, prims.var, prims.sum, prims.prepare_softmax_online,
+}  # fmt: skip
+
+# Ops that Inductor turns into index arithmetic inside a pointwise kernel.
+_INDEXED = {
+    aten.embedding, aten.index, aten.gather, aten.index_select, aten.constant_pad_nd, aten.flip,
+    aten.select_scatter, aten.slice_scatter, aten.roll, aten.triu, aten.tril, aten.clone, aten.copy,
+    aten._to_copy, aten.where, aten.full, aten.full_like, aten.zeros, aten.zeros_like, aten.ones,
+    aten.ones_like, aten.empty, aten.empty_like, aten.arange, aten.scalar_tensor, aten.lift_fresh_copy,
+    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.one_hot, aten.repeat, aten.contiguous,
+    aten.reshape, aten.upsample_nearest2d, prims.iota, prims.convert_element_type,
+    aten.native_dropout, aten.bernoulli, aten.rand_like, aten.randn_like, aten.rand, aten.randn,
+    aten.eye, aten.tril_indices, aten.nll_loss_forward,
+    prims._low_memory_max_pool_offsets_to_indices,
+}  # fmt: skip
+
+# Ops that run as kernels of their own and are bound by memory traffic.
+_COPIES = {
+    aten.cat, aten.stack, aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d,
+    aten.adaptive_max_pool2d, aten.upsample_bilinear2d, aten.upsample_nearest1d, aten.upsample_bicubic2d,
+    aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad2d, aten.im2col, aten.col2im,
+    prims._low_memory_max_pool_with_offsets, aten.index_put, aten.scatter, aten.scatter_add,
+    aten.upsample_nearest2d, aten.avg_pool3d, aten.max_pool3d_with_indices, aten.grid_sampler_2d,
+}  # fmt: skip
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(_torch.sdpa_flop_count(query, key, value))
+
+
+def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(_torch.sdpa_backward_flop_count(grad, query, key, value))
+
+
+# Formulas that torch's registry lacks. A missing formula must never mean cheap: CPU flash attention
+# looked all but free without one (docs/design.md).
+_OWN_FLOPS: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in a node's ``val``, nested tuples and lists included."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in tensors(v)]
+    return []
+
+
+def hint(size: Any) -> int:
+    """Return the number that a size stands for while compiling; 4096 for what nobody knows."""
+    return int(size) if isinstance(size, int) else int(_torch.optimization_hint(size, fallback=4096))
+
+
+def nbytes(tensor: torch.Tensor) -> int:
+    """Return the bytes at the hint that a tensor's own elements take."""
+    return hint(tensor.numel()) * tensor.dtype.itemsize
+
+
+def packet(node: fx.Node) -> Any:
+    """Return the overload packet (``aten.mm``) that a node calls, or its target."""
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def kind_of(node: fx.Node) -> Kind:
+    """Return how a node runs."""
+    op = packet(node)
+    if op in _OWN_FLOPS or op in _torch.flop_registry:
+        return Kind.COMPUTE
+    tags = getattr(node.target, "tags", ())
+    if op in _REDUCTIONS:
+        return Kind.REDUCTION
+    if op in _INDEXED or torch.Tag.pointwise in tags or node.target is operator.getitem:
+        return Kind.POINTWISE
+    return Kind.OTHER
+
+
+def is_priced(node: fx.Node) -> bool:
+    """Return whether the cost of a node is known: only then may it be recomputed."""
+    op = packet(node)
+    if kind_of(node) is not Kind.OTHER or op in _COPIES:
+        return True
+    return getattr(node.target, "namespace", "") == "prims" and "inductor" in str(node.target)
+
+
+def flops_of(node: fx.Node) -> int:
+    """Return the FLOPs of a node that has a formula, 0 otherwise."""
+    op = packet(node)
+    formula = _OWN_FLOPS.get(op)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _concrete(n.meta.get("val")))
+    if formula is not None:
+        return formula(*[a.shape if isinstance(a, torch.Tensor) else a for a in args])
+    if op not in _torch.flop_registry:
+        return 0
+    return int(_torch.flop_registry[op](*args, **kwargs, out_val=_concrete(node.meta.get("val"))))
+
+
+def _concrete(value: Any) -> Any:
+    """Return ``value`` with symbolic sizes replaced by their hints."""
+    if isinstance(value, torch.Tensor):
+        if all(isinstance(s, int) for s in value.shape):
+            return value
+        with torch.utils._python_dispatch._disable_current_modes():
+            return torch.empty([hint(s) for s in value.shape], dtype=value.dtype, device="meta")
+    if isinstance(value, (list, tuple)):
+        return type(value)(_concrete(v) for v in value)
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return hint(value) if isinstance(value, torch.SymInt) else 1.0
+    return value
+
+
+def dtype_name(values: Iterable[torch.Tensor]) -> str:
+    """Return the name of the first tensor's dtype ("float32")."""
+    for t in values:
+        return str(t.dtype).removeprefix("torch.")
+    return "float32"
+
+
+def seconds_of(node: fx.Node, machine: Machine) -> float:
+    """Return what running a node once more costs, in seconds, by the machine's roofline.
+
+    A pointwise op is priced as it runs: fused into the kernel of its reader, where it costs a
+    small share of its traffic and no launch.
+    """
+    outputs = tensors(node.meta.get("val"))
+    inputs = [t for n in node.all_input_nodes for t in tensors(n.meta.get("val"))]
+    moved = sum(map(nbytes, outputs)) + sum(map(nbytes, inputs))
+    kind = kind_of(node)
+    if kind is Kind.POINTWISE:
+        return machine.fused * moved / machine.bandwidth
+    if kind is Kind.REDUCTION:
+        return machine.launch + _REDUCTION_SHARE * moved / machine.bandwidth
+    traffic = _OTHER_SHARE * moved / machine.bandwidth
+    if kind is Kind.COMPUTE:
+        compute = flops_of(node) / machine.peak_flops(dtype_name(outputs))
+        return machine.launch + max(compute, traffic * 0.5)
+    return machine.launch + traffic

@@ -1,0 +1,196 @@
+"""Schedule -> joint graph with recompute copies in their place -> forward and backward modules.
+
+Example, a schedule that recomputes ``r`` for the backward op ``d``::
+
+    forward:  mm, r, s                 mm = aten.mm(x, t); r = aten.relu(mm); s = aten.sum(r)
+    backward: r, d                     r_1 = aten.relu(mm); d = aten.threshold_backward(g, r_1, 0)
+
+The new joint graph holds one node per entry of the schedule, in its order, and views copied beside
+their base at each use. Splitting it is torch's own business (the order of outputs, symbolic sizes,
+opaque objects, version counters); afterwards the copies that the split left dead are removed by our
+own reachability, since a dead op that carries torch's random tag survives fx's elimination.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from recut.partitioners.schedule import Schedule
+from recut.passes import _torch, costs
+from recut.passes.capture import Capture
+
+
+class _Emitter:
+    """Emits a schedule into a new graph; ``env`` maps a node of the joint graph to its latest copy."""
+
+    def __init__(self, joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> None:
+        self.joint = joint
+        self.captured = captured
+        self.schedule = schedule
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.views: dict[tuple[Any, ...], fx.Node] = {}
+        self.in_forward: set[fx.Node] = set()
+        self.phase = "forward"
+        twice = set(schedule.recomputed(captured.problem))
+        self.replayed = {i for i in twice if captured.problem.ops[i].random}
+        self.states: dict[int, fx.Node] = {}
+
+    def arg(self, node: fx.Node) -> fx.Node:
+        """Return what stands for a node of the joint graph at this moment."""
+        if node not in self.captured.views:
+            return self.env[node]
+        key = (node, self.phase, *(self.arg(n) for n in node.all_input_nodes))
+        if key not in self.views:
+            self.views[key] = self.copy(node)
+        return self.views[key]
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        new = self.graph.node_copy(node, self.arg)
+        if self.phase == "backward" and new.meta.get("partitioner_tag") == "must_be_in_forward":
+            new.meta["partitioner_tag"] = "is_backward"
+        self._record(new)
+        return new
+
+    def _record(self, new: fx.Node) -> None:
+        if self.phase == "forward":
+            self.in_forward.add(new)
+
+    def op(self, i: int) -> None:
+        """Emit one entry of the schedule with the getitems that hold its results."""
+        node = self.captured.op_nodes[i]
+        self.env[node] = self._replay(i, node) if i in self.replayed else self.copy(node)
+        self._getitems(node)
+
+    def _getitems(self, node: fx.Node) -> None:
+        for user in node.users:
+            if user.target is operator.getitem and user not in self.captured.views:
+                self.env[user] = self.copy(user)
+                self._getitems(user)
+
+    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], val: Any) -> fx.Node:
+        new = self.graph.call_function(target, args, kwargs)
+        new.meta["val"] = val
+        self._record(new)
+        return new
+
+    def _replay(self, i: int, node: fx.Node) -> fx.Node:
+        """Emit a random op that saves its generator's state, or one that replays it."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.arg)
+        val = node.meta["val"]
+        if self.phase == "backward":
+            assert i in self.states, f"{node} is replayed before it has run"
+            call = (self.states[i], node.target, *args)
+            new = self._call(_torch.run_with_rng_state, call, kwargs, val)
+        else:
+            state_val = _state_like(val)
+            both = self._call(
+                _torch.run_and_save_rng_state, (node.target, *args), kwargs, (state_val, val)
+            )
+            self.states[i] = self._call(operator.getitem, (both, 0), {}, state_val)
+            new = self._call(operator.getitem, (both, 1), {}, val)
+        new.meta = {**node.meta, "val": val}
+        return new
+
+    def emit(self) -> fx.GraphModule:
+        """Return the joint graph that runs the schedule."""
+        for n in self.joint.graph.nodes:
+            if n.op in ("placeholder", "get_attr"):
+                self.env[n] = self.graph.node_copy(n, lambda x: self.env[x])
+                if not (n.op == "placeholder" and _is_backward_input(n)):
+                    self.in_forward.add(self.env[n])
+        for i in self.schedule.forward:
+            self.op(i)
+        output = self.joint.graph.output_node()
+        flat: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+        k = self.captured.num_forward_outputs
+        forward = [self.arg(n) if isinstance(n, fx.Node) else n for n in flat[:k]]
+        self.phase = "backward"
+        for i in self.schedule.backward:
+            self.op(i)
+        backward = [self.arg(n) if isinstance(n, fx.Node) else n for n in flat[k:]]
+        new = self.graph.output((*forward, *backward))
+        new.meta = dict(output.meta)
+        self.graph.lint()
+        return fx.GraphModule(self.joint, self.graph)
+
+
+def _is_backward_input(node: fx.Node) -> bool:
+    return bool(_torch.is_tangent(node) or _torch.is_bwd_seed_offset(node))
+
+
+def _state_like(val: Any) -> torch.Tensor:
+    """Return a fake tensor with the shape of the generator state of ``val``'s device."""
+    first = costs.tensors(val)[0]
+    device = first.device
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    mode = getattr(first, "fake_mode", None)
+    return state if mode is None else mode.from_tensor(state)  # type: ignore[no-any-return]
+
+
+def emit(joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """Return the joint graph that runs ``schedule``, and its nodes that the backward reads."""
+    emitter = _Emitter(joint, captured, schedule)
+    module = emitter.emit()
+    crossing: dict[fx.Node, None] = {}
+    for n in module.graph.nodes:
+        if n in emitter.in_forward:
+            continue
+        reads = n.all_input_nodes
+        if n.op == "output":
+            reads = [a for a in n.args[0][captured.num_forward_outputs :] if isinstance(a, fx.Node)]
+        for a in reads:
+            if a in emitter.in_forward and a.op != "get_attr":
+                crossing[a] = None
+    return module, list(crossing)
+
+
+def split(
+    module: fx.GraphModule,
+    crossing: Sequence[fx.Node],
+    *,
+    num_fwd_outputs: int,
+    static_lifetime_input_indices: Sequence[int] | None,
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Return forward and backward of an emitted joint graph that saves ``crossing``."""
+    position = {n: k for k, n in enumerate(module.graph.nodes)}
+    ordered = sorted(crossing, key=position.__getitem__)
+    symbolic = [n for n in ordered if _torch.is_sym_node(n)]
+    opaque = [n for n in ordered if _torch.is_opaque_node(n)]
+    tensors = [n for n in ordered if n not in set(symbolic) | set(opaque)]
+    primals = [n for n in module.graph.find_nodes(op="placeholder") if _torch.is_primal(n)]
+    static = set(static_lifetime_input_indices or ())
+    forward, backward = _torch.extract_fwd_bwd_modules(
+        module,
+        tensors,
+        saved_sym_nodes=symbolic,
+        saved_opaque_nodes=opaque,
+        num_fwd_outputs=num_fwd_outputs,
+        static_lifetime_input_nodes=_torch.OrderedSet(
+            p for k, p in enumerate(primals) if k in static
+        ),
+    )
+    for part in (forward, backward):
+        part.graph.eliminate_dead_code(is_impure_node=_has_effect)
+        part.recompile()
+    forward = _torch.thread_graphsafe_rng_from_hops(forward, is_backward=False)
+    backward = _torch.thread_graphsafe_rng_from_hops(backward, is_backward=True)
+    return forward, backward
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Return whether a node without readers has to stay.
+
+    Random ops do not: an original that nobody reads was removed before planning where fx allows
+    it, and the copies that the split leaves in the other graph would run for nothing.
+    """
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.target in (_torch.run_with_rng_state,):
+        return False
+    return bool(node.is_impure(impure_random=False))

@@ -1,0 +1,145 @@
+"""Which ops may run twice: the refusals, each a small pure function that returns its reason.
+
+When in doubt an op must be saved: a wrong gradient is worse than any memory saved.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+from recut.partitioners.problem import Rule
+from recut.passes import _torch, costs
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+# A discrete decision: two compilations of what feeds it may differ in the last bit and decide
+# differently, and the gradient follows the decision (pytorch/pytorch#186572).
+_DECISIONS = {
+    aten.argmax, aten.argmin, aten.argsort, aten.topk, aten.sort, aten.kthvalue, aten.mode, aten.median,
+    aten.nanmedian, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.multinomial,
+    aten.nonzero, aten.unique_consecutive, aten._unique2, aten.searchsorted, aten.bucketize,
+    prims._low_memory_max_pool_with_offsets, aten.adaptive_max_pool2d,
+}  # fmt: skip
+
+# Inductor's draw of seeds: a few bytes that make every random op a pure function.
+_SEEDS = {"inductor_seed", "inductor_seeds"}
+
+
+def source_of(node: fx.Node) -> str:
+    """Return the user's innermost source line of a node as ``file:line``, or ``""``."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = [x.strip() for x in trace.splitlines() if x.strip().startswith("File ")]
+    if not lines:
+        return ""
+    parts = lines[-1].split(", ")
+    if len(parts) < 2:
+        return ""
+    name = parts[0].removeprefix("File ").strip('"').rsplit("/", 1)[-1]
+    return f"{name}:{parts[1].removeprefix('line ')}"
+
+
+def is_random(node: fx.Node) -> bool:
+    """Return whether running a node draws from a generator.
+
+    Attention carries the tag whatever its dropout; at probability 0 it draws nothing.
+    """
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded not in tags or _is_seed(node):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    for k, arg in enumerate(schema.arguments if schema else ()):
+        if arg.name == "dropout_p":
+            given = node.args[k] if k < len(node.args) else node.kwargs.get("dropout_p", 0.0)
+            return given != 0.0
+    return "inductor" not in str(node.target)
+
+
+def _is_seed(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "").split(".")[0] in _SEEDS
+
+
+def _refuse_tagged(node: fx.Node) -> str:
+    if node.meta.get("recompute") == CheckpointPolicy.MUST_SAVE:
+        return _at("tagged MUST_SAVE", node)
+    if any(
+        u.meta.get("recompute") == CheckpointPolicy.MUST_SAVE
+        for u in node.users
+        if u.target is operator.getitem
+    ):
+        return _at("a result is tagged MUST_SAVE", node)
+    return ""
+
+
+def _refuse_symbolic(node: fx.Node) -> str:
+    if _torch.is_sym_node(node) or isinstance(node.meta.get("val"), (int, float, bool)):
+        return "a symbolic size"
+    if _torch.is_opaque_node(node) or isinstance(node.meta.get("val"), _torch.BackwardState):
+        return "an opaque object"
+    return ""
+
+
+def _refuse_target(node: fx.Node) -> str:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return f"a higher-order or foreign call ({node.target})"
+    if node.target.namespace == "_c10d_functional":
+        return "a collective"
+    if node.target._schema.is_mutable:
+        return "it mutates an input"
+    if _is_seed(node):
+        return "it draws the seeds of random ops"
+    if torch.Tag.data_dependent_output in node.target.tags:
+        return "its output depends on data"
+    if torch.Tag.dynamic_output_shape in node.target.tags:
+        return "its shape depends on data"
+    return ""
+
+
+def _refuse_decision(node: fx.Node) -> str:
+    if costs.packet(node) in _DECISIONS:
+        return "a discrete decision"
+    return ""
+
+
+def _refuse_unknown_cost(node: fx.Node) -> str:
+    if not costs.is_priced(node):
+        return f"no cost is known for {node.target}"
+    return ""
+
+
+_REFUSALS: tuple[Callable[[fx.Node], str], ...] = (
+    _refuse_tagged,
+    _refuse_symbolic,
+    _refuse_target,
+    _refuse_decision,
+    _refuse_unknown_cost,
+)
+
+
+def _at(text: str, node: fx.Node) -> str:
+    source = source_of(node)
+    return f"{text} at {source}" if source else text
+
+
+def rule_of(node: fx.Node, mutated: Collection[Any]) -> tuple[Rule, str]:
+    """Return what may be decided for a forward node, and why.
+
+    Args:
+        node: a node of the joint graph that runs in the forward.
+        mutated: placeholders that the graph writes to, and views of them.
+    """
+    if any(n in mutated for n in node.all_input_nodes):
+        return Rule.MUST_SAVE, "it reads an input that the step mutates"
+    if _torch.must_recompute(node) and not _refuse_symbolic(node):
+        return Rule.MUST_RECOMPUTE, _at("inside a checkpoint region", node)
+    for refuse in _REFUSALS:
+        reason = refuse(node)
+        if reason:
+            return Rule.MUST_SAVE, reason
+    return Rule.MAY_RECOMPUTE, ""

@@ -1,0 +1,31 @@
+"""recut: train any PyTorch model under a peak-memory budget.
+
+>>> model = torch.compile(model, backend=recut.ckpt_backend)  # budget: RECUT_MEMORY_BUDGET
+"""
+
+from __future__ import annotations
+
+from recut.backend import ckpt_backend
+from recut.errors import RecutError, SettingError
+from recut.partition import partition
+from recut.partitioners.errors import ForeignPlan, InfeasibleBudget, InvalidSchedule
+from recut.report import GraphReport, clear_reports, reports
+from recut.settings import Budget, Settings, parse_budget
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "ForeignPlan",
+    "GraphReport",
+    "InfeasibleBudget",
+    "InvalidSchedule",
+    "RecutError",
+    "SettingError",
+    "Settings",
+    "ckpt_backend",
+    "clear_reports",
+    "parse_budget",
+    "partition",
+    "reports",
+]

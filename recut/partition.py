@@ -1,0 +1,131 @@
+"""The partitioner: joint graph in, forward and backward out, under a budget.
+
+The data flows one way, and each step is a plain function: prepare, capture, plan, emit, split.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from recut.partitioners.plan import Plan
+from recut.partitioners.planner import plan_under
+from recut.passes import _torch
+from recut.passes.capture import Capture, capture, machine_for
+from recut.passes.costs import tensors
+from recut.passes.prepare import has_backward, prepare
+from recut.passes.rewrite import emit, split
+from recut.passes.verify import verify
+from recut.report import GraphReport, record
+from recut.settings import Settings
+
+
+def partition(
+    joint_module: fx.GraphModule,
+    _joint_inputs: Sequence[Any],
+    *,
+    num_fwd_outputs: int,
+    static_lifetime_input_indices: Sequence[int] | None = None,
+    compiler: str = "eager",
+    **_: Any,
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Partition a joint graph under the budget of the environment: AOTAutograd's ``partition_fn``.
+
+    Args:
+        joint_module: joint forward and backward graph.
+        num_fwd_outputs: how many outputs of the joint graph the forward returns.
+        static_lifetime_input_indices: inputs (parameters, buffers) that outlive the step.
+        compiler: "eager" where the results run op by op, "inductor" where Inductor compiles them.
+
+    Raises:
+        SettingError: a setting of the environment cannot be read.
+        InfeasibleBudget: no plan fits the budget.
+    """
+    return partition_under(
+        Settings.read(None),
+        joint_module,
+        num_fwd_outputs=num_fwd_outputs,
+        static_lifetime_input_indices=static_lifetime_input_indices,
+        compiler=compiler,
+    )
+
+
+def partition_under(
+    settings: Settings,
+    joint: fx.GraphModule,
+    *,
+    num_fwd_outputs: int,
+    static_lifetime_input_indices: Sequence[int] | None,
+    compiler: str,
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Partition a joint graph under ``settings``; see :func:`partition`."""
+    start = time.perf_counter()
+    joint = prepare(joint)
+    if not has_backward(joint):
+        return _torch.default_partition(
+            joint,
+            (),
+            num_fwd_outputs=num_fwd_outputs,
+            static_lifetime_input_indices=list(static_lifetime_input_indices or ()),
+        )
+    machine = machine_for(joint.graph)
+    captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
+    plan, frontier = plan_under(captured.problem, machine, lambda peak: _resolve(settings, joint, peak))
+    forward, backward = _apply(joint, captured, plan, static_lifetime_input_indices)
+    record(
+        GraphReport(
+            budget=plan.budget,
+            peak=plan.peak,
+            fastest_peak=frontier.fastest_peak,
+            floor=frontier.floor,
+            added_seconds=plan.added_seconds,
+            step_seconds=captured.problem.total_seconds,
+            planning_seconds=time.perf_counter() - start,
+            ops=len(captured.problem.ops),
+            planner=plan.planner,
+            asked=settings.memory_budget,
+        )
+    )
+    return forward, backward
+
+
+def _apply(
+    joint: fx.GraphModule, captured: Capture, plan: Plan, static: Sequence[int] | None
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    plan.check(captured.problem)
+    module, crossing = emit(joint, captured, plan.schedule)
+    forward, backward = split(
+        module,
+        crossing,
+        num_fwd_outputs=captured.num_forward_outputs,
+        static_lifetime_input_indices=static,
+    )
+    verify(captured, plan, forward, backward)
+    return forward, backward
+
+
+def _resolve(settings: Settings, joint: fx.GraphModule, fastest_peak: int) -> int:
+    return settings.memory_budget.resolve(fastest_peak, _free_bytes(joint))
+
+
+def _free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
+    """Return how to ask the graph's device for its free bytes."""
+    devices = {t.device for n in joint.graph.nodes for t in tensors(n.meta.get("val"))}
+    cuda = sorted((d for d in devices if d.type == "cuda"), key=str)
+
+    def free() -> int:
+        if cuda:
+            available, _ = torch.cuda.mem_get_info(cuda[0])
+            cached = torch.cuda.memory_reserved(cuda[0]) - torch.cuda.memory_allocated(cuda[0])
+            return int(available + cached)
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    return free
+
+
+__all__ = ["partition", "partition_under"]

@@ -1,0 +1,87 @@
+"""What recut did to each compiled graph: kept as data, logged in one line."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from dataclasses import dataclass
+
+from recut.settings import Budget
+
+log = logging.getLogger("recut")
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One compiled training graph.
+
+    Attributes:
+        budget: bytes that the peak has to stay under.
+        peak: predicted peak of the plan, bytes.
+        fastest_peak: predicted peak of the fastest plan, bytes.
+        floor: lowest budget that a plan was found for, bytes; None where it was not looked for.
+        added_seconds: time that the plan is expected to add to the step, seconds.
+        step_seconds: expected time of a step that computes everything once, seconds.
+        planning_seconds: time that partitioning took, seconds.
+        ops: number of operations planned over.
+        planner: which planner answered.
+        asked: the budget as the user wrote it.
+    """
+
+    budget: int
+    peak: int
+    fastest_peak: int
+    floor: int | None
+    added_seconds: float
+    step_seconds: float
+    planning_seconds: float
+    ops: int
+    planner: str
+    asked: Budget
+
+    def line(self) -> str:
+        """Return the log line."""
+        share = self.added_seconds / self.step_seconds if self.step_seconds else 0.0
+        return (
+            f"budget {_mib(self.budget)} ({self.asked}): planned peak {_mib(self.peak)} "
+            f"(fastest plan {_mib(self.fastest_peak)}), recomputation expected to add "
+            f"{share:.1%} to the step; {self.ops} ops planned in {self.planning_seconds:.2f} s "
+            f"by {self.planner}"
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+_lock = threading.Lock()
+_reports: list[GraphReport] = []
+
+
+def record(report: GraphReport) -> None:
+    """Keep a report, log its line, and warn once when a byte budget meets a second graph."""
+    with _lock:
+        _reports.append(report)
+        in_bytes = [r for r in _reports if r.asked.kind != "fraction"]
+    log.info("%s", report.line())
+    if report.asked.kind != "fraction" and len(in_bytes) == 2:
+        warnings.warn(
+            "recut: the memory budget bounds each compiled graph by itself, and this is the "
+            f"second training graph compiled under one in bytes ({len(in_bytes)} so far): what "
+            "they hold at the same time adds up. Compile the model as one graph "
+            "(fullgraph=True), or divide the budget.",
+            stacklevel=2,
+        )
+
+
+def reports() -> list[GraphReport]:
+    """Return the reports of the training graphs compiled in this process, newest last."""
+    with _lock:
+        return list(_reports)
+
+
+def clear_reports() -> None:
+    """Forget all reports."""
+    with _lock:
+        _reports.clear()
