@@ -23,6 +23,7 @@ GROUP = 5  # contestants per race besides stock: more would let the machine drif
 SEED = 1
 PERCENTS = (100, 90, 75, 60, 50, 40, 30, 20)
 BLOCK_FACTORS = (1.5, 1.2, 1.0)
+INFEASIBLE = "infeasible"  # the failure that is an answer; every other one is a defect
 FLOOR = 0.01  # a fraction below any floor: recut gives its floor plan and one warning
 
 Kind = Literal["eager", "stock", "block", "torch budget", "recut"]
@@ -194,7 +195,7 @@ def _enter_recut(
         infeasible = infeasible_cause(error)
         if infeasible is None:
             return _Entry(replace(row, failure=_first_line(error)), None)
-        return _Entry(replace(row, failure="infeasible", floor=floor_of(infeasible)), None)
+        return _Entry(replace(row, failure=INFEASIBLE, floor=floor_of(infeasible)), None)
     return _take(_predicted(row, recut.reports()), compiled, inputs, reference)[0]
 
 
@@ -205,7 +206,8 @@ def _predicted(row: Row, reports: list[Any]) -> Row:
     report = reports[-1]
     return replace(
         row,
-        asked=report.budget if row.asked is None else row.asked,
+        # At the floor the budget in force is the floor, whichever of the two the report names.
+        asked=max(report.budget, report.floor or 0) if row.asked is None else row.asked,
         predicted=report.peak,
         planned_added_seconds=report.added_seconds,
         planning_seconds=report.planning_seconds,
@@ -238,9 +240,13 @@ def infeasible_cause(error: BaseException | None) -> Exception | None:
     while error is not None:
         if isinstance(error, recut.InfeasibleBudget):
             return error
-        inner = getattr(error, "inner_exception", None)
-        error = inner or error.__cause__ or error.__context__
+        error = _inner(error)
     return None
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    """What ``error`` was raised from; dynamo keeps that in an attribute of its own."""
+    return getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
 
 
 def floor_of(error: Exception) -> int | None:
@@ -248,6 +254,8 @@ def floor_of(error: Exception) -> int | None:
     return getattr(error, "floor", None)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    if type(error).__module__.startswith("torch._dynamo") and (inner := _inner(error)):
+        return _first_line(inner)
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"

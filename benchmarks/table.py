@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.contest import BLOCK_FACTORS, PERCENTS, Result, Row, run_model
+from benchmarks.contest import BLOCK_FACTORS, INFEASIBLE, PERCENTS, Result, Row, run_model
 from benchmarks.models import MODELS
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the models that have no result yet, then write the table of all results."""
     options = _parse(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    todo = [n for n in options.models if options.force or not _file(options.output, n).exists()]
+    todo = [n for n in options.models if options.force or not _settled(_file(options.output, n))]
     for name in options.models:
         if name not in todo:
             print(f"{name}: kept {_file(options.output, name)} (--force measures again)")
@@ -91,6 +91,14 @@ def _names(text: str) -> list[str]:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
+
+
+def _settled(path: Path) -> bool:
+    """Whether a model's result stands: a contestant that crashed is measured again next time."""
+    if not path.exists():
+        return False
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return all(row["failure"] in (None, INFEASIBLE) for row in rows)
 
 
 def _document(result: Result) -> dict[str, Any]:

@@ -1,28 +1,148 @@
-"""Which planner answers: the fastest plan where it fits, otherwise the best that a budget allows."""
+"""Which planner answers: the fastest plan where it fits, otherwise the best that a budget allows.
+
+1. The fastest plan (``fastest.py``), if its peak fits.
+2. For segmentations of the forward from two to about a hundred segments (``segments.py``), the
+   linear program of what else to save (``program.py``); the cheapest rounded answer wins.
+3. The floor: the lowest peak over all segmentations. It is found without looking at the budget, so
+   a lower budget never gives a higher peak.
+
+The work is counted, not timed: the same problem and budget give the same plan on every machine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 
+from recut.partitioners.errors import Culprit, InfeasibleBudget
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.fastest import fastest
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Problem
+from recut.partitioners.program import Program, fill, shrink
+from recut.partitioners.schedule import Schedule
+from recut.partitioners.segments import Forward
+
+_SEGMENTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96)
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """The ends of what a graph's plans reach: peak of the fastest plan and the floor, bytes."""
+class Planner:
+    """Plans for one problem; what does not depend on the budget is computed once."""
 
-    fastest_peak: int
-    floor: int | None
+    def __init__(self, problem: Problem, machine: Machine) -> None:
+        self.problem = problem
+        self.machine = machine
+
+    @cached_property
+    def fastest(self) -> Schedule:
+        """The fastest schedule."""
+        return fastest(self.problem, self.machine)
+
+    @cached_property
+    def fastest_peak(self) -> int:
+        """Peak of the fastest schedule, bytes."""
+        return evaluate(self.problem, self.fastest).peak
+
+    @cached_property
+    def programs(self) -> tuple[Program, ...]:
+        """One program per distinct segmentation."""
+        forward = Forward(self.problem)
+        total = int(forward.made_bytes.sum())
+        found = {forward.cut(int(total / k)).boundaries: None for k in _SEGMENTS}
+        return tuple(Program(self.problem, b) for b in found)
+
+    @cached_property
+    def lowest(self) -> tuple[int, Schedule]:
+        """The lowest peak found for this problem, bytes, and its schedule."""
+        best = min((shrink(p) for p in self.programs), key=lambda b: b[0])
+        return min(best, (self.fastest_peak, self.fastest), key=lambda b: b[0])
+
+    @property
+    def floor(self) -> int:
+        """The lowest feasible budget that was found, bytes."""
+        return self.lowest[0]
+
+    @property
+    def known_floor(self) -> int | None:
+        """The floor, bytes, if something has asked for it yet."""
+        return self.lowest[0] if "lowest" in self.__dict__ else None
+
+    def plan(self, budget: int) -> Plan:
+        """Return the best plan found under ``budget`` bytes.
+
+        Raises:
+            InfeasibleBudget: the budget lies under the floor.
+        """
+        if self.fastest_peak <= budget:
+            return make_plan(self.problem, self.fastest, budget, "min-cut")
+        best: tuple[float, Schedule] | None = None
+        solved = []
+        for k, program in enumerate(self.programs):
+            answer = program.solve(budget)
+            if answer is not None:
+                solved.append((answer[1], k, answer[0]))
+        for bound, k, x in sorted(solved, key=lambda s: s[:2]):
+            if best is not None and bound >= best[0]:
+                break
+            schedule = fill(self.programs[k], budget, x)
+            if schedule is not None:
+                cost = schedule.added_seconds(self.problem)
+                if best is None or cost < best[0]:
+                    best = (cost, schedule)
+        if best is None and self.floor <= budget:
+            best = (0.0, self.lowest[1])
+        if best is None:
+            raise InfeasibleBudget(budget, self.floor, self.culprits())
+        return make_plan(self.problem, best[1], budget, "segments")
+
+    def floor_plan(self) -> Plan:
+        """Return the plan with the lowest peak."""
+        return make_plan(self.problem, self.lowest[1], self.floor, "floor")
+
+    def culprits(self) -> tuple[Culprit, ...]:
+        """Return what is live at the worst moment of the floor plan, largest first."""
+        problem, (_, schedule) = self.problem, self.lowest
+        line = evaluate(problem, schedule)
+        moment = line.worst
+        now = problem.ops[(schedule.forward + schedule.backward)[moment]]
+        found = []
+        for inst in line.at(moment):
+            value = problem.values[inst.value]
+            op = problem.ops[value.producer]
+            if inst.start == moment:
+                why = "made at the worst moment"
+            elif inst.end == moment:
+                why = f"read at the worst moment by {now.name}"
+            elif inst.end >= len(line.live):
+                why = "returned by the step"
+            elif inst.start < line.split <= inst.end:
+                why = f"saved for the backward{f' ({op.reason})' if op.reason else ''}"
+            else:
+                why = "needed again later"
+            found.append(Culprit(value.name, inst.bytes, op.target, op.source, why))
+        return tuple(sorted(found, key=lambda c: (-c.bytes, c.name)))
 
 
 def plan_under(
-    problem: Problem, machine: Machine, resolve: Callable[[int], int]
-) -> tuple[Plan, Frontier]:
-    base = fastest(problem, machine)
-    peak = evaluate(problem, base).peak
-    return make_plan(problem, base, resolve(peak), "min-cut"), Frontier(peak, None)
+    problem: Problem, machine: Machine, budget: Callable[[int], int], *, clamp: bool
+) -> tuple[Plan, Planner]:
+    """Return the plan for a budget, and the planner that knows its alternatives.
+
+    Args:
+        problem: the problem.
+        machine: prices of memory traffic.
+        budget: gives bytes for the peak of the fastest plan (bytes).
+        clamp: give the floor plan where the budget lies under the floor, instead of an error.
+
+    Raises:
+        InfeasibleBudget: no plan fits, and ``clamp`` is False.
+    """
+    planner = Planner(problem, machine)
+    limit = budget(planner.fastest_peak)
+    try:
+        return planner.plan(limit), planner
+    except InfeasibleBudget:
+        if not clamp:
+            raise
+        return planner.floor_plan(), planner

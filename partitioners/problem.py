@@ -72,6 +72,7 @@ class Op:
         rule: what may be decided.
         reason: why ``rule`` is not MAY_RECOMPUTE ("" otherwise).
         random: it draws from a generator, so a recomputation has to replay the generator's state.
+        heavy: Inductor keeps its result where several ops read it, rather than evaluate it anew.
         inplace: it can write its output over an input of the same size that dies with it.
         workspace: bytes that it allocates while it runs.
         source: the user's source line.
@@ -87,6 +88,7 @@ class Op:
     rule: Rule = Rule.MAY_RECOMPUTE
     reason: str = ""
     random: bool = False
+    heavy: bool = False
     inplace: bool = False
     workspace: int = 0
     source: str = ""
@@ -125,6 +127,21 @@ class Problem:
         return tuple(op.phase is Phase.BACKWARD for op in self.ops)
 
     @cached_property
+    def is_pointwise(self) -> tuple[bool, ...]:
+        """For each op whether it computes element by element."""
+        return tuple(op.kind is Kind.POINTWISE for op in self.ops)
+
+    @cached_property
+    def is_heavy(self) -> tuple[bool, ...]:
+        """For each op whether its result is kept where several ops read it."""
+        return tuple(op.heavy for op in self.ops)
+
+    @cached_property
+    def fuses(self) -> tuple[bool, ...]:
+        """For each op whether it can run in one kernel with what it reads."""
+        return tuple(op.kind in (Kind.POINTWISE, Kind.REDUCTION) for op in self.ops)
+
+    @cached_property
     def backward_order(self) -> tuple[int, ...]:
         """The ops that set the pace of the backward, in joint-graph order.
 
@@ -155,7 +172,8 @@ class Problem:
 
     def ancestors(self, ops: Iterable[int]) -> set[int]:
         """Return ``ops`` and every op that they depend on."""
-        todo, seen = list(ops), set(ops)
+        todo = list(ops)
+        seen = set(todo)
         while todo:
             for v in self.ops[todo.pop()].inputs:
                 p = self.values[v].producer
@@ -174,7 +192,7 @@ class Problem:
         """Hash of everything that a plan depends on (names and source lines are not part)."""
         ops = [
             (o.target, o.inputs, o.outputs, o.seconds, o.kind, o.phase, o.rule, o.random)
-            + (o.inplace, o.workspace)
+            + (o.heavy, o.inplace, o.workspace)
             for o in self.ops
         ]
         values = [(v.bytes, v.producer) for v in self.values]

@@ -71,6 +71,33 @@ def _reshape_is_view(node: fx.Node) -> bool:
     return isinstance(val, torch.Tensor) and val.is_contiguous()
 
 
+def is_constant(node: fx.Node) -> bool:
+    """Return whether Inductor folds a node into its readers: ``full``, ``iota`` and their like.
+
+    They read nothing and never become a buffer where every reader computes element by element, so
+    they are copied beside each use like a view.
+    """
+    return (
+        node.op == "call_function"
+        and not node.all_input_nodes
+        and costs.kind_of(node) is Kind.POINTWISE
+        and not rules.is_random(node)
+        and _fuses_into_readers(node)
+    )
+
+
+def _fuses_into_readers(node: fx.Node) -> bool:
+    for user in node.users:
+        if user.op == "output":
+            return False
+        if is_view(user):
+            if not _fuses_into_readers(user):
+                return False
+        elif costs.kind_of(user) not in (Kind.POINTWISE, Kind.REDUCTION):
+            return False
+    return True
+
+
 def base_of(node: fx.Node) -> fx.Node:
     """Return the node that owns the storage which a view (or getitem) shows."""
     while is_view(node):
@@ -90,10 +117,11 @@ def _op_of(node: fx.Node) -> fx.Node:
 class _Builder:
     """Collects values and ops while it walks the joint graph once."""
 
-    def __init__(self, graph: fx.Graph, num_forward_outputs: int, machine: Machine, inplace: bool) -> None:
+    def __init__(self, graph: fx.Graph, num_forward_outputs: int, machine: Machine, inductor: bool) -> None:
         self.graph = graph
         self.machine = machine
-        self.inplace = inplace
+        self.inductor = inductor
+        self.on_cpu = machine.name == "cpu"
         self.values: list[Value] = []
         self.value_of: dict[fx.Node, int] = {}
         self.tuple_values: dict[fx.Node, list[int]] = {}
@@ -159,7 +187,7 @@ class _Builder:
                 self.add_value(n, -1)
             elif n.op != "call_function":
                 continue
-            elif is_view(n):
+            elif is_view(n) or (self.inductor and is_constant(n)):
                 self.views.add(n)
             elif n.target is operator.getitem:
                 continue  # made together with its op
@@ -248,7 +276,8 @@ def capture(
                 rule=rule,
                 reason=reason,
                 random=not backward and rules.is_random(n),
-                inplace=b.inplace and kind is Kind.POINTWISE,
+                heavy=b.on_cpu and costs.is_heavy(n),
+                inplace=b.inductor and kind is Kind.POINTWISE,
                 workspace=workspace,
                 source=rules.source_of(n),
             )

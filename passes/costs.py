@@ -30,7 +30,7 @@ _REDUCTIONS = {
 
 # Ops that Inductor turns into index arithmetic inside a pointwise kernel.
 _INDEXED = {
-    aten.embedding, aten.index, aten.gather, aten.index_select, aten.constant_pad_nd, aten.flip,
+    aten.embedding, aten.index, aten._unsafe_index, aten._unsafe_masked_index, aten.gather, aten.index_select, aten.constant_pad_nd, aten.flip,
     aten.select_scatter, aten.slice_scatter, aten.roll, aten.triu, aten.tril, aten.clone, aten.copy,
     aten._to_copy, aten.where, aten.full, aten.full_like, aten.zeros, aten.zeros_like, aten.ones,
     aten.ones_like, aten.empty, aten.empty_like, aten.arange, aten.scalar_tensor, aten.lift_fresh_copy,
@@ -39,6 +39,11 @@ _INDEXED = {
     aten.native_dropout, aten.bernoulli, aten.rand_like, aten.randn_like, aten.rand, aten.randn,
     aten.eye, aten.tril_indices, aten.nll_loss_forward,
     prims._low_memory_max_pool_offsets_to_indices,
+}  # fmt: skip
+
+# torch/_inductor/ir.py, StorageBox.should_realize_on_reuse.
+_HEAVY = {
+    aten.exp, aten.log, aten.log10, aten.log1p, aten.log2, aten.sigmoid, aten.tanh, aten.silu,
 }  # fmt: skip
 
 # Ops that run as kernels of their own and are bound by memory traffic.
@@ -102,6 +107,11 @@ def kind_of(node: fx.Node) -> Kind:
     if op in _INDEXED or torch.Tag.pointwise in tags or node.target is operator.getitem:
         return Kind.POINTWISE
     return Kind.OTHER
+
+
+def is_heavy(node: fx.Node) -> bool:
+    """Return whether Inductor keeps a node's result on a CPU where several ops read it."""
+    return packet(node) in _HEAVY
 
 
 def is_priced(node: fx.Node) -> bool:

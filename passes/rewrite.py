@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class _Emitter:
         twice = set(schedule.recomputed(captured.problem))
         self.replayed = {i for i in twice if captured.problem.ops[i].random}
         self.states: dict[int, fx.Node] = {}
+        self.ops: dict[str, int] = {}
 
     def arg(self, node: fx.Node) -> fx.Node:
         """Return what stands for a node of the joint graph at this moment."""
@@ -65,6 +67,7 @@ class _Emitter:
         """Emit one entry of the schedule with the getitems that hold its results."""
         node = self.captured.op_nodes[i]
         self.env[node] = self._replay(i, node) if i in self.replayed else self.copy(node)
+        self.ops[self.env[node].name] = i
         self._getitems(node)
 
     def _getitems(self, node: fx.Node) -> None:
@@ -133,8 +136,23 @@ def _state_like(val: Any) -> torch.Tensor:
     return state if mode is None else mode.from_tensor(state)  # type: ignore[no-any-return]
 
 
-def emit(joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> tuple[fx.GraphModule, list[fx.Node]]:
-    """Return the joint graph that runs ``schedule``, and its nodes that the backward reads."""
+@dataclass(frozen=True)
+class Emission:
+    """A joint graph that runs a schedule.
+
+    Attributes:
+        module: the graph.
+        crossing: its forward nodes and inputs that the backward reads.
+        ops: op index by name of the node that stands for an entry of the schedule.
+    """
+
+    module: fx.GraphModule
+    crossing: tuple[fx.Node, ...]
+    ops: dict[str, int]
+
+
+def emit(joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> Emission:
+    """Return the joint graph that runs ``schedule``."""
     emitter = _Emitter(joint, captured, schedule)
     module = emitter.emit()
     crossing: dict[fx.Node, None] = {}
@@ -147,19 +165,19 @@ def emit(joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> tuple[
         for a in reads:
             if a in emitter.in_forward and a.op != "get_attr":
                 crossing[a] = None
-    return module, list(crossing)
+    return Emission(module, tuple(crossing), emitter.ops)
 
 
 def split(
-    module: fx.GraphModule,
-    crossing: Sequence[fx.Node],
+    emission: Emission,
     *,
     num_fwd_outputs: int,
     static_lifetime_input_indices: Sequence[int] | None,
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Return forward and backward of an emitted joint graph that saves ``crossing``."""
+    """Return forward and backward of an emitted joint graph."""
+    module = emission.module
     position = {n: k for k, n in enumerate(module.graph.nodes)}
-    ordered = sorted(crossing, key=position.__getitem__)
+    ordered = sorted(emission.crossing, key=position.__getitem__)
     symbolic = [n for n in ordered if _torch.is_sym_node(n)]
     opaque = [n for n in ordered if _torch.is_opaque_node(n)]
     tensors = [n for n in ordered if n not in set(symbolic) | set(opaque)]

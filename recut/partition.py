@@ -75,14 +75,19 @@ def partition_under(
         )
     machine = machine_for(joint.graph)
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
-    plan, frontier = plan_under(captured.problem, machine, lambda peak: _resolve(settings, joint, peak))
+    plan, planner = plan_under(
+        captured.problem,
+        machine,
+        lambda peak: settings.memory_budget.resolve(peak, _free_bytes(joint)),
+        clamp=settings.memory_budget.kind == "fraction",
+    )
     forward, backward = _apply(joint, captured, plan, static_lifetime_input_indices)
     record(
         GraphReport(
             budget=plan.budget,
             peak=plan.peak,
-            fastest_peak=frontier.fastest_peak,
-            floor=frontier.floor,
+            fastest_peak=planner.fastest_peak,
+            floor=planner.known_floor,
             added_seconds=plan.added_seconds,
             step_seconds=captured.problem.total_seconds,
             planning_seconds=time.perf_counter() - start,
@@ -98,19 +103,14 @@ def _apply(
     joint: fx.GraphModule, captured: Capture, plan: Plan, static: Sequence[int] | None
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     plan.check(captured.problem)
-    module, crossing = emit(joint, captured, plan.schedule)
+    emission = emit(joint, captured, plan.schedule)
     forward, backward = split(
-        module,
-        crossing,
+        emission,
         num_fwd_outputs=captured.num_forward_outputs,
         static_lifetime_input_indices=static,
     )
-    verify(captured, plan, forward, backward)
+    verify(captured.problem, plan, emission.ops, forward, backward)
     return forward, backward
-
-
-def _resolve(settings: Settings, joint: fx.GraphModule, fastest_peak: int) -> int:
-    return settings.memory_budget.resolve(fastest_peak, _free_bytes(joint))
 
 
 def _free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
