@@ -58,6 +58,18 @@ from torch._functorch import config as functorch_config  # isort: skip
 from torch._inductor import config as inductor_config  # isort: skip
 from torch._inductor.custom_graph_pass import CustomPartitionerFn  # isort: skip
 
+# Base class of a pass over Inductor's scheduler nodes that takes part in cache keys. Since 2.12;
+# without it such a pass would switch the caches off, so there the plan's order is not enforced.
+try:
+    from torch._inductor.custom_graph_pass import CustomSchedulerPass  # isort: skip
+except ImportError:  # torch 2.11
+    CustomSchedulerPass = None
+
+# Inductor's heuristics object, with the fusion hooks can_fuse_vertical and can_fuse_horizontal
+# (since 2.7), and the thread's virtualised globals that hold the one in force.
+from torch._inductor.choices import InductorChoices  # isort: skip
+from torch._inductor.virtualized import V  # isort: skip
+
 # Random ops that carry their generator state, used by torch's own checkpointing. Since 2.1.
 from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state  # isort: skip
 
@@ -92,9 +104,12 @@ from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module 
 from torch.utils._ordered_set import OrderedSet  # isort: skip
 
 __all__ = [
+    "InductorChoices",
     "OrderedSet",
+    "V",
     "BackwardState",
     "CustomPartitionerFn",
+    "CustomSchedulerPass",
     "cleanup_recompute_tags",
     "default_partition",
     "extract_fwd_bwd_modules",

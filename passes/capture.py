@@ -278,7 +278,7 @@ def capture(
                 random=not backward and rules.is_random(n),
                 heavy=b.on_cpu and costs.is_heavy(n),
                 inplace=b.inductor and kind is Kind.POINTWISE,
-                workspace=workspace,
+                workspace=workspace + costs.workspace_of(n),
                 source=rules.source_of(n),
             )
         )

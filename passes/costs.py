@@ -148,6 +148,37 @@ def _concrete(value: Any) -> Any:
     return value
 
 
+def workspace_of(node: fx.Node) -> int:
+    """Return the bytes that a node's library call allocates while it runs, beside its outputs.
+
+    On a CPU a convolution of contiguous tensors copies each into the library's own blocked layout
+    (measured on oneDNN, docs/design.md): the forward the larger of input and output, the backward
+    the gradient of the output and the input. Channels-last tensors need no copy.
+    """
+    op = packet(node)
+    if op not in (aten.convolution, aten.convolution_backward):
+        return 0
+    tensor_args = [n.meta.get("val") for n in node.all_input_nodes]
+    found = [t for t in tensor_args if isinstance(t, torch.Tensor) and t.dim() >= 4]
+    if len(found) < 2 or found[0].device.type != "cpu":
+        return 0
+    weight = nbytes(found[-1])
+    copied = [_blocked_bytes(t) for t in found[:-1]]
+    if op is aten.convolution:
+        made = tensors(node.meta.get("val"))
+        return max([*copied, *map(_blocked_bytes, made)]) + weight
+    return sum(copied) + 2 * weight
+
+
+def _blocked_bytes(t: torch.Tensor) -> int:
+    """Bytes of a contiguous tensor's copy in a layout with channels in blocks of 16."""
+    last = torch.channels_last if t.dim() == 4 else torch.channels_last_3d
+    if hint(t.shape[1]) > 1 and t.is_contiguous(memory_format=last):
+        return 0
+    channels = hint(t.shape[1])
+    return nbytes(t) // max(channels, 1) * (-(-channels // 16) * 16)
+
+
 def dtype_name(values: Iterable[torch.Tensor]) -> str:
     """Return the name of the first tensor's dtype ("float32")."""
     for t in values:

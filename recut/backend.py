@@ -12,9 +12,10 @@ from typing import Any
 from torch import fx
 
 from recut.errors import SettingError
-from recut.partition import partition_under
+from recut.pipeline import partition_under
 from recut.partitioners.machine import MACHINES
 from recut.passes import _torch
+from recut.passes.fusion import inductor_patches, wrap_inner_compile
 from recut.settings import Settings
 
 
@@ -77,7 +78,7 @@ def ckpt_backend(
         InfeasibleBudget: no plan fits the budget.
     """
     import torch._inductor
-    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     settings = Settings.read(options)
     patches: dict[str, Any] = {}
@@ -89,5 +90,11 @@ def ckpt_backend(
             )
         patches.update(modes[mode])
     patches.update(settings.inductor)
+    patches.update(inductor_patches())
     patches["custom_partitioner_fn"] = Partitioner(settings)
-    return compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[no-any-return]
+    return compile_fx(  # type: ignore[no-any-return, unused-ignore]
+        gm,
+        list(example_inputs),
+        inner_compile=wrap_inner_compile(compile_fx_inner),
+        config_patches=patches,
+    )

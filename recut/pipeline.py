@@ -18,6 +18,7 @@ from recut.partitioners.planner import plan_under
 from recut.passes import _torch
 from recut.passes.capture import Capture, capture, machine_for
 from recut.passes.costs import tensors
+from recut.passes.fusion import mark
 from recut.passes.prepare import has_backward, prepare
 from recut.passes.rewrite import emit, split
 from recut.passes.verify import verify
@@ -109,6 +110,8 @@ def _apply(
         num_fwd_outputs=captured.num_forward_outputs,
         static_lifetime_input_indices=static,
     )
+    for part in (forward, backward):
+        mark(part)
     verify(captured.problem, plan, emission.ops, forward, backward)
     return forward, backward
 

@@ -1,0 +1,143 @@
+"""Keep Inductor within the plan's order: what may fuse, and in which order kernels run.
+
+Inductor fuses kernels that share data however far apart they stand. A kernel that is pulled forward
+makes its outputs before the plan does; one that is pushed back keeps its inputs. So two nodes are
+kept apart where an op that does not fuse (a matmul, a convolution) stands between them in the plan's
+order. After fusion Inductor sorts kernels by their first member, which pulls everything that a later
+member needs forward; they are put back into the plan's order, by their last member.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from recut.passes import _torch
+
+_META = "recut.planned"
+_KEY = ("recut planned order", 1)
+
+
+class PlannedOrderChoices(_torch.InductorChoices):  # type: ignore[misc, unused-ignore]
+    """Inductor's heuristics, less the fusions that would undo a plan."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._barriers: dict[int, list[int]] = {}
+
+    def uuid(self) -> object:
+        """Return what changes the generated code."""
+        return _KEY
+
+    def can_fuse_vertical(  # type: ignore[override, unused-ignore]
+        self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int
+    ) -> bool:
+        """Allow a producer and its consumer in one kernel where no barrier stands between them."""
+        return super().can_fuse_vertical(
+            scheduler, node1, node2, shared_data_score
+        ) and not self._apart(scheduler, node1, node2)
+
+    def can_fuse_horizontal(  # type: ignore[override, unused-ignore]
+        self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int
+    ) -> bool:
+        """Allow two readers in one kernel where no barrier stands between them."""
+        return super().can_fuse_horizontal(
+            scheduler, node1, node2, shared_data_score
+        ) and not self._apart(scheduler, node1, node2)
+
+    def _apart(self, scheduler: Any, node1: Any, node2: Any) -> bool:
+        barriers = self._barriers_of(scheduler)
+        first = min(node1.min_order, node2.min_order)
+        last = max(node1.max_order, node2.max_order)
+        k = bisect_left(barriers, first)
+        return k < len(barriers) and barriers[k] <= last
+
+    def _barriers_of(self, scheduler: Any) -> list[int]:
+        """Return the places of the nodes that do not fuse, before any fusion."""
+        key = id(scheduler)
+        if key not in self._barriers:
+            nodes = (n for top in scheduler.nodes for n in top.get_nodes())
+            self._barriers[key] = sorted(n.min_order for n in nodes if n.is_extern())
+        return self._barriers[key]
+
+
+def planned_order(nodes: Sequence[Any]) -> list[Any]:
+    """Return scheduler nodes in dataflow order, each as near to its last member's place as it can.
+
+    Args:
+        nodes: Inductor's scheduler nodes after fusion.
+    """
+    maker = {name: k for k, n in enumerate(nodes) for name in n.get_buffer_names()}
+    waiting = [0] * len(nodes)
+    readers: list[list[int]] = [[] for _ in nodes]
+    for k, n in enumerate(nodes):
+        needs = {maker[d.name] for d in n.unmet_dependencies if d.name in maker} - {k}
+        waiting[k] = len(needs)
+        for m in sorted(needs):
+            readers[m].append(k)
+    ready = [(n.max_order, k) for k, n in enumerate(nodes) if not waiting[k]]
+    heapq.heapify(ready)
+    out: list[Any] = []
+    while ready:
+        _, k = heapq.heappop(ready)
+        out.append(nodes[k])
+        for r in readers[k]:
+            waiting[r] -= 1
+            if not waiting[r]:
+                heapq.heappush(ready, (nodes[r].max_order, r))
+    assert len(out) == len(nodes), "Inductor's scheduler nodes form a cycle"
+    return out
+
+
+if _torch.CustomSchedulerPass is not None:
+
+    class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ignore]
+        """The pass behind fusion that puts kernels back into the plan's order."""
+
+        def __call__(self, nodes: list[Any]) -> list[Any]:
+            """Return ``nodes`` in the plan's order."""
+            return planned_order(nodes) if isinstance(_torch.V.choices, PlannedOrderChoices) else nodes
+
+        def uuid(self) -> object:
+            """Return what changes the generated code."""
+            return _KEY
+
+
+def inductor_patches() -> dict[str, Any]:
+    """Return the Inductor options that planned graphs need."""
+    if _torch.CustomSchedulerPass is None:
+        return {}
+    return {"_post_fusion_custom_pass": PlannedOrder()}
+
+
+def mark(module: Any) -> None:
+    """Note on a graph module that its order is a plan's."""
+    module.meta[_META] = True
+
+
+def wrap_inner_compile(inner: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Inductor's inner compiler that keeps planned graphs to their order.
+
+    Args:
+        inner: ``compile_fx_inner``.
+    """
+    planned_patches = {
+        # The plan's order is the order, and Inductor's estimate counts what stays inside a kernel.
+        "reorder_for_peak_memory": _torch.CustomSchedulerPass is None,
+        # A buffer that waits in Inductor's pool for its next use stays allocated meanwhile, up to
+        # Inductor's own estimate of the peak; the device's allocator is a pool already.
+        "allow_buffer_reuse": False,
+    }
+
+    def compile_in_order(gm: Any, example_inputs: Any, **kwargs: Any) -> Any:
+        if not getattr(gm, "meta", {}).get(_META):
+            return inner(gm, example_inputs, **kwargs)
+        with (
+            _torch.V.set_choices_handler(PlannedOrderChoices()),
+            _torch.inductor_config.patch(planned_patches),
+        ):
+            return inner(gm, example_inputs, **kwargs)
+
+    return compile_in_order
