@@ -5,12 +5,17 @@ The model, for entry t of forward + backward:
 
 - A value *instance* lives from the op that makes it to its last reader before the next instance of
   the same value; what the step returns lives to its end.
+- The copy that the compiler makes of an input lives from the start to the input's last reader.
 - While an op runs, its inputs, outputs and workspace are live together, except that an op that can
   write in place takes over an input of the same size that dies with it (buffer reuse).
-- Under Inductor an instance made element by element takes no memory where every reader computes
-  element by element or reduces, and either runs in the same stretch between two ops that do not
-  fuse (one kernel), or evaluates it anew from what it was made of: a single reader, or few enough
-  sources (``realize_reads_threshold``). What it was made of then lives as long as its readers.
+- Under Inductor an instance made element by element, read only by ops that compute element by
+  element or reduce, is evaluated anew by each reader (it takes no memory, and what it is made of
+  lives as long as its readers) where it has one reader, or where it is light: few sources
+  (``realize_reads_threshold``), few ops, none of them heavy.
+- Under Inductor an instance that is made and last needed between the same two ops that do not fuse
+  stays inside one kernel and takes no memory. Ops between the same two that exchange such instances,
+  or evaluated ones, are one kernel: it runs at the place of its last op, its inputs live until then
+  and its outputs from then. A kernel that reduces writes nothing in place.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from recut.partitioners.problem import Problem
+from recut.partitioners.problem import Kind, Problem
 from recut.partitioners.schedule import Schedule
 
 # torch._inductor.config.realize_reads_threshold: more distinct reads than this, and a value with
@@ -34,7 +39,7 @@ MAX_WEIGHT = 12
 class Instance:
     """One making of a value: made at moment ``start``, last needed at moment ``end``.
 
-    What the step returns has the number of moments as its ``end``: nothing may overwrite it.
+    The copy of an input starts before the first moment, at -1. What the step returns has the number of moments as its ``end``: nothing may overwrite it.
     ``bytes`` is 0 for what runs inside its readers.
     """
 
@@ -86,6 +91,12 @@ class _Trace:
         self.reads: list[list[int]] = []  # instances that each moment reads
         current: dict[int, int] = {}
         forward_end: dict[int, int] = {}
+        for v, value in enumerate(problem.values):
+            if value.producer < 0 and value.bytes:
+                current[v] = len(self.value)
+                self.value.append(v)
+                self.start.append(-1)
+                self.readers.append([])
         for t, i in enumerate(self.order):
             if t == self.split:
                 forward_end = dict(current)
@@ -110,21 +121,87 @@ class _Trace:
         return list(accumulate((not fuses[i] for i in self.order), initial=0))
 
 
-def _inlined(trace: _Trace) -> tuple[list[bool], list[int]]:
-    """Return for each instance whether it runs inside its readers, and when it is last needed."""
-    problem = trace.problem
+@dataclass(frozen=True)
+class _Lives:
+    """For each instance its first and last moment and whether it takes memory; kernels by moment."""
+
+    starts: list[int]
+    ends: list[int]
+    nothing: list[bool]
+    reduces: frozenset[int]  # moments at which a kernel with a reduction runs
+
+
+def _fused(trace: _Trace) -> _Lives:
+    """Return the lives of instances as Inductor's kernels make them."""
+    inlined, sources = _inlined(trace)
+    ends = _last_reads(trace)
     n = len(trace.order)
+    for k, inside in enumerate(inlined):
+        if inside:
+            for s in sources[k]:
+                if ends[s] < ends[k]:
+                    ends[s] = ends[k]
+    epoch, fuses = trace.epochs(), trace.problem.fuses
+    nothing = list(inlined)
+    for k, t in enumerate(trace.start):
+        if t < 0 or nothing[k] or ends[k] <= t or ends[k] >= n or not fuses[trace.order[t]]:
+            continue
+        same_kernel = epoch[ends[k]] == epoch[t] and not t < trace.split <= ends[k]
+        if same_kernel and all(fuses[trace.order[r]] for r in trace.readers[k]):
+            nothing[k] = True
+    place, reduces = _kernels(trace, nothing, epoch)
+    starts = [place[t] if t >= 0 else t for t in trace.start]
+    ends = [place[e] if 0 <= e < n else e for e in ends]
+    return _Lives(starts, [max(s, e) for s, e in zip(starts, ends, strict=True)], nothing, reduces)
+
+
+def _kernels(
+    trace: _Trace, nothing: Sequence[bool], epoch: Sequence[int]
+) -> tuple[list[int], frozenset[int]]:
+    """Return for each moment the place of its kernel, and the places where a kernel reduces."""
+    place = list(range(len(trace.order)))
+
+    def root(t: int) -> int:
+        while place[t] != t:
+            place[t] = place[place[t]]
+            t = place[t]
+        return t
+
+    for k, t in enumerate(trace.start):
+        if t >= 0 and nothing[k]:
+            for r in trace.readers[k]:
+                if epoch[r] == epoch[t] and (t < trace.split) == (r < trace.split):
+                    a, b = root(t), root(r)
+                    place[min(a, b)] = max(a, b)
+    place = [root(t) for t in range(len(place))]
+    ops = trace.problem.ops
+    reduces = frozenset(
+        place[t] for t, i in enumerate(trace.order) if ops[i].kind is Kind.REDUCTION
+    )
+    return place, reduces
+
+
+def _last_reads(trace: _Trace) -> list[int]:
+    n = len(trace.order)
+    return [
+        n if k in trace.returned else max(readers[-1] if readers else t, t)
+        for k, (t, readers) in enumerate(zip(trace.start, trace.readers, strict=True))
+    ]
+
+
+def _inlined(trace: _Trace) -> tuple[list[bool], list[frozenset[int]]]:
+    """Return which instances are evaluated anew by their readers, and the buffers behind each."""
+    problem = trace.problem
     fuses, pointwise, heavy = problem.fuses, problem.is_pointwise, problem.is_heavy
-    epoch = trace.epochs()
     inlined = [False] * len(trace.value)
     sources: list[frozenset[int]] = []
     weight: list[int] = []
     for k, t in enumerate(trace.start):
-        i = trace.order[t]
         readers = trace.readers[k]
         sources.append(frozenset((k,)))
-        weight.append(1)
-        if not pointwise[i] or not readers or k in trace.returned:
+        weight.append(0)
+        i = trace.order[t]
+        if t < 0 or not pointwise[i] or not readers or k in trace.returned:
             continue
         if t < trace.split <= readers[-1] or not all(fuses[trace.order[r]] for r in readers):
             continue
@@ -132,66 +209,56 @@ def _inlined(trace: _Trace) -> tuple[list[bool], list[int]]:
         total = 1
         for r in trace.reads[t]:
             found |= sources[r]
-            if inlined[r]:
-                total += weight[r]
-        far = epoch[readers[-1]] != epoch[t]
-        if far and len(readers) > 1:
-            if len(found) > MAX_SOURCES or heavy[i] or total > MAX_WEIGHT:
-                continue
+            total += weight[r]
+        shared = len(readers) > 1
+        if shared and (len(found) > MAX_SOURCES or heavy[i] or total > MAX_WEIGHT):
+            continue
         inlined[k] = True
         sources[k] = frozenset(found)
         weight[k] = total
-    ends = [n if k in trace.returned else t for k, t in enumerate(trace.start)]
-    for k, readers in enumerate(trace.readers):
-        if readers and ends[k] < n:
-            ends[k] = max(ends[k], readers[-1])
-    for k in range(len(inlined)):
-        if inlined[k]:
-            for s in sources[k]:
-                if ends[s] < ends[k]:
-                    ends[s] = ends[k]
-    return inlined, ends
+    return inlined, sources
 
 
 def evaluate(problem: Problem, schedule: Schedule) -> Timeline:
     """Return the timeline of a schedule that :meth:`Schedule.check` accepts."""
     trace = _Trace(problem, schedule)
     n = len(trace.order)
-    inlined, ends = _inlined(trace) if problem.compiler == "inductor" else _plain(trace)
-    sizes = [0 if x else problem.values[v].bytes for v, x in zip(trace.value, inlined, strict=True)]
+    if problem.compiler == "inductor":
+        lives = _fused(trace)
+    else:
+        count = len(trace.value)
+        lives = _Lives(trace.start, _last_reads(trace), [False] * count, frozenset())
+    sizes = [
+        0 if x else problem.values[v].bytes
+        for v, x in zip(trace.value, lives.nothing, strict=True)
+    ]
     delta = [0] * (n + 2)
-    for s, e, size in zip(trace.start, ends, sizes, strict=True):
-        delta[s] += size
+    for s, e, size in zip(lives.starts, lives.ends, sizes, strict=True):
+        delta[max(s, 0)] += size
         delta[e + 1] -= size
     live = list(accumulate(delta[:n]))
-    _subtract_inplace(trace, ends, sizes, live)
+    _subtract_inplace(trace, lives, sizes, live)
     for t, i in enumerate(trace.order):
         live[t] += problem.ops[i].workspace
-    instances = tuple(map(Instance, trace.value, trace.start, ends, sizes))
+    instances = tuple(map(Instance, trace.value, lives.starts, lives.ends, sizes))
     return Timeline(tuple(live), instances, trace.split)
 
 
-def _plain(trace: _Trace) -> tuple[list[bool], list[int]]:
-    """Return that nothing is inlined, and when each instance is last needed."""
-    n = len(trace.order)
-    ends = [
-        n if k in trace.returned else max(readers[-1] if readers else t, t)
-        for k, (t, readers) in enumerate(zip(trace.start, trace.readers, strict=True))
-    ]
-    return [False] * len(ends), ends
-
-
-def _subtract_inplace(trace: _Trace, ends: Sequence[int], sizes: Sequence[int], live: list[int]) -> None:
+def _subtract_inplace(
+    trace: _Trace, lives: _Lives, sizes: Sequence[int], live: list[int]
+) -> None:
     """Take from ``live`` what ops write over an input that dies with them."""
     dying: dict[int, list[int]] = {}
     made: dict[int, list[int]] = {}
-    for s, e, size in zip(trace.start, ends, sizes, strict=True):
-        if size:
+    for s, e, size in zip(lives.starts, lives.ends, sizes, strict=True):
+        if size and s >= 0:
             made.setdefault(s, []).append(size)
             if s < e:
                 dying.setdefault(e, []).append(size)
     for t, free in dying.items():
         if t >= len(trace.order) or not trace.problem.ops[trace.order[t]].inplace:
+            continue
+        if t in lives.reduces:
             continue
         for size in made.get(t, ()):
             if size in free:

@@ -6,12 +6,15 @@
 3. The floor: the lowest peak over all segmentations. It is found without looking at the budget, so
    a lower budget never gives a higher peak.
 
-The work is counted, not timed: the same problem and budget give the same plan on every machine.
+The work is counted, not timed: the same problem and budget give the same plan on every machine,
+unless ``solver_seconds`` cuts it short, and then the plan says so.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 from recut.partitioners.errors import Culprit, InfeasibleBudget
@@ -28,11 +31,18 @@ _SEGMENTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96)
 
 
 class Planner:
-    """Plans for one problem; what does not depend on the budget is computed once."""
+    """Plans for one problem; what does not depend on the budget is computed once.
 
-    def __init__(self, problem: Problem, machine: Machine) -> None:
+    Args:
+        problem: the problem.
+        machine: prices of memory traffic.
+        seconds: time for one plan; what it cuts short says so in its planner's name.
+    """
+
+    def __init__(self, problem: Problem, machine: Machine, seconds: float = float("inf")) -> None:
         self.problem = problem
         self.machine = machine
+        self.seconds = seconds
 
     @cached_property
     def fastest(self) -> Schedule:
@@ -50,13 +60,14 @@ class Planner:
         forward = Forward(self.problem)
         total = int(forward.made_bytes.sum())
         found = {forward.cut(int(total / k)).boundaries: None for k in _SEGMENTS}
-        return tuple(Program(self.problem, b) for b in found)
+        programs = (Program(self.problem, b) for b in found)
+        return tuple(p for p in programs if p.ops)
 
     @cached_property
     def lowest(self) -> tuple[int, Schedule]:
         """The lowest peak found for this problem, bytes, and its schedule."""
-        best = min((shrink(p) for p in self.programs), key=lambda b: b[0])
-        return min(best, (self.fastest_peak, self.fastest), key=lambda b: b[0])
+        found = [(self.fastest_peak, self.fastest), *map(shrink, self.programs)]
+        return min(found, key=lambda b: b[0])
 
     @property
     def floor(self) -> int:
@@ -78,12 +89,17 @@ class Planner:
             return make_plan(self.problem, self.fastest, budget, "min-cut")
         best: tuple[float, Schedule] | None = None
         solved = []
+        name = "segments"
+        end = time.monotonic() + self.seconds
         for k, program in enumerate(self.programs):
             answer = program.solve(budget)
             if answer is not None:
                 solved.append((answer[1], k, answer[0]))
         for bound, k, x in sorted(solved, key=lambda s: s[:2]):
             if best is not None and bound >= best[0]:
+                break
+            if time.monotonic() > end:
+                name = "segments (cut short by solver_seconds)"
                 break
             schedule = fill(self.programs[k], budget, x)
             if schedule is not None:
@@ -94,11 +110,11 @@ class Planner:
             best = (0.0, self.lowest[1])
         if best is None:
             raise InfeasibleBudget(budget, self.floor, self.culprits())
-        return make_plan(self.problem, best[1], budget, "segments")
+        return make_plan(self.problem, best[1], budget, name)
 
     def floor_plan(self) -> Plan:
-        """Return the plan with the lowest peak."""
-        return make_plan(self.problem, self.lowest[1], self.floor, "floor")
+        """Return the plan with the lowest peak; of several, the cheapest that was found."""
+        return replace(self.plan(self.floor), planner="floor")
 
     def culprits(self) -> tuple[Culprit, ...]:
         """Return what is live at the worst moment of the floor plan, largest first."""
@@ -109,6 +125,10 @@ class Planner:
         found = []
         for inst in line.at(moment):
             value = problem.values[inst.value]
+            if value.producer < 0:
+                why = "the copy that the compiler makes of an input"
+                found.append(Culprit(value.name, inst.bytes, "an input", "", why))
+                continue
             op = problem.ops[value.producer]
             if inst.start == moment:
                 why = "made at the worst moment"
@@ -125,7 +145,12 @@ class Planner:
 
 
 def plan_under(
-    problem: Problem, machine: Machine, budget: Callable[[int], int], *, clamp: bool
+    problem: Problem,
+    machine: Machine,
+    budget: Callable[[int], int],
+    *,
+    clamp: bool,
+    seconds: float = float("inf"),
 ) -> tuple[Plan, Planner]:
     """Return the plan for a budget, and the planner that knows its alternatives.
 
@@ -133,12 +158,13 @@ def plan_under(
         problem: the problem.
         machine: prices of memory traffic.
         budget: gives bytes for the peak of the fastest plan (bytes).
+        seconds: time that planning may take.
         clamp: give the floor plan where the budget lies under the floor, instead of an error.
 
     Raises:
         InfeasibleBudget: no plan fits, and ``clamp`` is False.
     """
-    planner = Planner(problem, machine)
+    planner = Planner(problem, machine, seconds)
     limit = budget(planner.fastest_peak)
     try:
         return planner.plan(limit), planner

@@ -46,7 +46,8 @@ class Value:
 
     Attributes:
         name: name of the node that makes it.
-        bytes: size at the hint, in bytes; 0 for what does not count against the budget.
+        bytes: size at the hint, in bytes; 0 for what does not count against the budget. Of an
+            input it is what a copy in another layout takes that the compiler makes of it.
         expr: the size as a sympy expression of the free symbols ("" where it is a constant).
         producer: index of the op that makes it, or -1 for an input of the joint graph.
     """

@@ -132,7 +132,8 @@ def lazy_schedule(
             p = problem.values[v].producer
             if p < 0 or v in have or problem.is_backward[p] or p in ops:
                 continue
-            if v in keep or problem.ops[p].rule is Rule.MUST_SAVE:
+            rule = problem.ops[p].rule
+            if rule is Rule.MUST_SAVE or (v in keep and rule is not Rule.MUST_RECOMPUTE):
                 keep.add(v)
                 have.add(v)
                 continue

@@ -68,6 +68,9 @@ except ImportError:  # torch 2.11
 # Inductor's heuristics object, with the fusion hooks can_fuse_vertical and can_fuse_horizontal
 # (since 2.7), and the thread's virtualised globals that hold the one in force.
 from torch._inductor.choices import InductorChoices  # isort: skip
+
+# Whether Inductor turns a graph's convolutions to channels-last (a static method, since 2.1).
+from torch._inductor.graph import GraphLowering  # isort: skip
 from torch._inductor.virtualized import V  # isort: skip
 
 # Random ops that carry their generator state, used by torch's own checkpointing. Since 2.1.
@@ -104,6 +107,7 @@ from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module 
 from torch.utils._ordered_set import OrderedSet  # isort: skip
 
 __all__ = [
+    "GraphLowering",
     "InductorChoices",
     "OrderedSet",
     "V",

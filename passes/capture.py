@@ -21,7 +21,7 @@ from torch import fx
 
 from recut.partitioners.machine import CPU, GPU, Machine
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
-from recut.passes import _torch, costs, rules
+from recut.passes import _torch, costs, prepare, rules
 
 aten = torch.ops.aten
 
@@ -39,6 +39,7 @@ class Capture:
         value_of: value index of each node that is a storage of its own.
         views: nodes that are views of what ``args`` name; copied beside their base at each use.
         num_forward_outputs: how many of the joint graph's outputs the forward returns.
+        channels_last: Inductor turns the graph's convolutions to channels-last.
     """
 
     problem: Problem
@@ -46,6 +47,7 @@ class Capture:
     value_of: dict[fx.Node, int]
     views: frozenset[fx.Node]
     num_forward_outputs: int
+    channels_last: bool = False
 
 
 def is_view(node: fx.Node) -> bool:
@@ -121,6 +123,9 @@ class _Builder:
         self.graph = graph
         self.machine = machine
         self.inductor = inductor
+        self.channels_last = inductor and _torch.GraphLowering.decide_layout_opt(
+            graph.owning_module, is_inference=False
+        )
         self.on_cpu = machine.name == "cpu"
         self.values: list[Value] = []
         self.value_of: dict[fx.Node, int] = {}
@@ -139,7 +144,11 @@ class _Builder:
         out: set[fx.Node] = set()
         for n in self.graph.nodes:
             tied = n.op == "placeholder" and (_torch.is_tangent(n) or _torch.is_bwd_seed_offset(n))
-            if tied or (n.op == "call_function" and _torch.must_be_in_backward(n)):
+            if n.op == "call_function":
+                # A draw that autograd's own backward makes keeps its place in the random stream.
+                drawn = n.meta.get("partitioner_tag") == "is_backward" and rules.is_random(n)
+                tied = drawn or _torch.must_be_in_backward(n)
+            if tied:
                 out.add(n)
             elif n.op != "output" and any(a in out for a in n.all_input_nodes):
                 out.add(n)
@@ -156,6 +165,7 @@ class _Builder:
                 given = n.args[k] if k < len(n.args) else n.kwargs.get(arg.name)
                 if arg.alias_info is not None and arg.alias_info.is_write and isinstance(given, fx.Node):
                     written.add(base_of(given))
+        written.update(prepare.written_inputs(self.graph))
         return {n for n in self.graph.nodes if n.op != "output" and base_of(n) in written}
 
     def add_value(self, node: fx.Node, producer: int) -> int:
@@ -165,7 +175,9 @@ class _Builder:
         symbolic = [t.numel() * t.dtype.itemsize for t in found]
         expr = " + ".join(str(s.node.expr) for s in symbolic if isinstance(s, torch.SymInt))
         self.value_of[node] = len(self.values)
-        self.values.append(Value(node.name, 0 if producer < 0 else size, producer, expr))
+        if producer < 0:
+            size = costs.channels_last_copy(node) if self.channels_last else 0
+        self.values.append(Value(node.name, size, producer, expr))
         return self.value_of[node]
 
     def reads(self, node: fx.Node) -> tuple[int, ...]:
@@ -278,7 +290,7 @@ def capture(
                 random=not backward and rules.is_random(n),
                 heavy=b.on_cpu and costs.is_heavy(n),
                 inplace=b.inductor and kind is Kind.POINTWISE,
-                workspace=workspace + costs.workspace_of(n),
+                workspace=workspace + costs.workspace_of(n, b.channels_last),
                 source=rules.source_of(n),
             )
         )
@@ -295,6 +307,7 @@ def capture(
         b.value_of,
         frozenset(b.views),
         num_fwd_outputs,
+        b.channels_last,
     )
 
 
@@ -312,7 +325,7 @@ def _forward_ops(b: _Builder, found: Sequence[tuple[Any, ...]], index: dict[fx.N
     todo += [
         index[n]
         for n, _, _, _ in found
-        if n not in b.backward and n.is_impure(impure_random=False)
+        if n not in b.backward and (n.is_impure(impure_random=False) or rules.is_random(n))
     ]
     seen: set[int] = set()
     while todo:

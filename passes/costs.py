@@ -148,12 +148,16 @@ def _concrete(value: Any) -> Any:
     return value
 
 
-def workspace_of(node: fx.Node) -> int:
+def workspace_of(node: fx.Node, channels_last: bool) -> int:
     """Return the bytes that a node's library call allocates while it runs, beside its outputs.
 
     On a CPU a convolution of contiguous tensors copies each into the library's own blocked layout
     (measured on oneDNN, docs/design.md): the forward the larger of input and output, the backward
     the gradient of the output and the input. Channels-last tensors need no copy.
+
+    Args:
+        node: a node of the joint graph.
+        channels_last: Inductor turns the graph's convolutions to channels-last.
     """
     op = packet(node)
     if op not in (aten.convolution, aten.convolution_backward):
@@ -163,11 +167,26 @@ def workspace_of(node: fx.Node) -> int:
     if len(found) < 2 or found[0].device.type != "cpu":
         return 0
     weight = nbytes(found[-1])
+    if channels_last:
+        return 2 * weight
     copied = [_blocked_bytes(t) for t in found[:-1]]
     if op is aten.convolution:
         made = tensors(node.meta.get("val"))
         return max([*copied, *map(_blocked_bytes, made)]) + weight
     return sum(copied) + 2 * weight
+
+
+def channels_last_copy(node: fx.Node) -> int:
+    """Return the bytes of the copy that Inductor makes of an input that a convolution reads.
+
+    Inductor saves the copy for the backward in the place of the input.
+    """
+    val = node.meta.get("val")
+    if not isinstance(val, torch.Tensor) or val.dim() != 4:
+        return 0
+    if not any(packet(u) is aten.convolution for u in node.users):
+        return 0
+    return 0 if val.is_contiguous(memory_format=torch.channels_last) else nbytes(val)
 
 
 def _blocked_bytes(t: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ own reachability, since a dead op that carries torch's random tag survives fx's 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import fx
 from recut.partitioners.schedule import Schedule
 from recut.passes import _torch, costs
 from recut.passes.capture import Capture
+from recut.passes.prepare import exact_copy
 
 
 class _Emitter:
@@ -42,6 +43,7 @@ class _Emitter:
         self.replayed = {i for i in twice if captured.problem.ops[i].random}
         self.states: dict[int, fx.Node] = {}
         self.ops: dict[str, int] = {}
+        self.effects: dict[str, set[str]] = {"forward": set(), "backward": set()}
 
     def arg(self, node: fx.Node) -> fx.Node:
         """Return what stands for a node of the joint graph at this moment."""
@@ -53,11 +55,35 @@ class _Emitter:
         return self.views[key]
 
     def copy(self, node: fx.Node) -> fx.Node:
+        """Copy a node of the joint graph to this place."""
         new = self.graph.node_copy(node, self.arg)
+        if new.target is torch.ops.aten.cat.default and self.captured.problem.compiler == "inductor":
+            self._own_storage(new)
         if self.phase == "backward" and new.meta.get("partitioner_tag") == "must_be_in_forward":
             new.meta["partitioner_tag"] = "is_backward"
         self._record(new)
         return new
+
+    def _own_storage(self, cat: fx.Node) -> None:
+        """Keep the inputs of a concatenation out of its result.
+
+        Inductor writes an input straight into its slice of the result. The result is then allocated
+        when the first input is made, and lives as long as any of them: a saved skip connection
+        holds the whole of it. Inductor computes the copy while it writes the slice.
+        """
+        inputs: Sequence[fx.Node] = cat.args[0]  # type: ignore[assignment]
+        copies = []
+        for n in inputs:
+            val = n.meta.get("val")
+            if isinstance(val, torch.Tensor):
+                with self.graph.inserting_before(cat):
+                    n = exact_copy(self.graph, n)
+                self._record(n)
+                if self.captured.channels_last and val.dim() == 4:
+                    # Inductor gives the result the layout that its inputs' metadata show.
+                    n.meta["val"] = val.contiguous(memory_format=torch.channels_last)
+            copies.append(n)
+        cat.args = (copies, *cat.args[1:])
 
     def _record(self, new: fx.Node) -> None:
         if self.phase == "forward":
@@ -68,6 +94,8 @@ class _Emitter:
         node = self.captured.op_nodes[i]
         self.env[node] = self._replay(i, node) if i in self.replayed else self.copy(node)
         self.ops[self.env[node].name] = i
+        if node.is_impure() or self.captured.problem.ops[i].random:
+            self.effects[self.phase].add(self.env[node].name)
         self._getitems(node)
 
     def _getitems(self, node: fx.Node) -> None:
@@ -144,11 +172,13 @@ class Emission:
         module: the graph.
         crossing: its forward nodes and inputs that the backward reads.
         ops: op index by name of the node that stands for an entry of the schedule.
+        effects: by phase the names of the nodes that stay though nobody reads them.
     """
 
     module: fx.GraphModule
     crossing: tuple[fx.Node, ...]
     ops: dict[str, int]
+    effects: dict[str, set[str]]
 
 
 def emit(joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> Emission:
@@ -165,7 +195,7 @@ def emit(joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> Emissi
         for a in reads:
             if a in emitter.in_forward and a.op != "get_attr":
                 crossing[a] = None
-    return Emission(module, tuple(crossing), emitter.ops)
+    return Emission(module, tuple(crossing), emitter.ops, emitter.effects)
 
 
 def split(
@@ -193,22 +223,20 @@ def split(
             p for k, p in enumerate(primals) if k in static
         ),
     )
-    for part in (forward, backward):
-        part.graph.eliminate_dead_code(is_impure_node=_has_effect)
+    for phase, part in (("forward", forward), ("backward", backward)):
+        _eliminate(part.graph, emission.effects[phase])
         part.recompile()
     forward = _torch.thread_graphsafe_rng_from_hops(forward, is_backward=False)
     backward = _torch.thread_graphsafe_rng_from_hops(backward, is_backward=True)
     return forward, backward
 
 
-def _has_effect(node: fx.Node) -> bool:
-    """Return whether a node without readers has to stay.
+def _eliminate(graph: fx.Graph, effects: Collection[str]) -> None:
+    """Remove what nobody reads, except effects that the schedule runs in this graph.
 
-    Random ops do not: an original that nobody reads was removed before planning where fx allows
-    it, and the copies that the split leaves in the other graph would run for nothing.
+    torch's split leaves in each graph the ops of the other one that fx takes for impure (random by
+    tag, assertions), with all that feeds them: they would run twice.
     """
-    if node.op in ("placeholder", "output"):
-        return True
-    if node.target in (_torch.run_with_rng_state,):
-        return False
-    return bool(node.is_impure(impure_random=False))
+    graph.eliminate_dead_code(
+        is_impure_node=lambda n: n.op in ("placeholder", "output") or n.name in effects
+    )

@@ -1,20 +1,26 @@
 """The partitioner: joint graph in, forward and backward out, under a budget.
 
-The data flows one way, and each step is a plain function: prepare, capture, plan, emit, split.
+The data flows one way, and each step is a plain function: prepare, capture, plan, emit, split,
+verify.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from recut.files import dump_graph, read_plan
+from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
-from recut.partitioners.planner import plan_under
+from recut.partitioners.planner import Planner, plan_under
 from recut.passes import _torch
 from recut.passes.capture import Capture, capture, machine_for
 from recut.passes.costs import tensors
@@ -24,6 +30,8 @@ from recut.passes.rewrite import emit, split
 from recut.passes.verify import verify
 from recut.report import GraphReport, record
 from recut.settings import Settings
+
+log = logging.getLogger("recut")
 
 
 def partition(
@@ -68,7 +76,7 @@ def partition_under(
     start = time.perf_counter()
     joint = prepare(joint)
     if not has_backward(joint):
-        return _torch.default_partition(
+        return _torch.default_partition(  # type: ignore[no-any-return, unused-ignore]
             joint,
             (),
             num_fwd_outputs=num_fwd_outputs,
@@ -76,13 +84,9 @@ def partition_under(
         )
     machine = machine_for(joint.graph)
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
-    plan, planner = plan_under(
-        captured.problem,
-        machine,
-        lambda peak: settings.memory_budget.resolve(peak, _free_bytes(joint)),
-        clamp=settings.memory_budget.kind == "fraction",
-    )
+    plan, planner = _plan(settings, joint, captured, machine)
     forward, backward = _apply(joint, captured, plan, static_lifetime_input_indices)
+    problem = captured.problem
     record(
         GraphReport(
             budget=plan.budget,
@@ -90,20 +94,48 @@ def partition_under(
             fastest_peak=planner.fastest_peak,
             floor=planner.known_floor,
             added_seconds=plan.added_seconds,
-            step_seconds=captured.problem.total_seconds,
+            step_seconds=problem.total_seconds,
             planning_seconds=time.perf_counter() - start,
-            ops=len(captured.problem.ops),
+            ops=len(problem.ops),
             planner=plan.planner,
             asked=settings.memory_budget,
         )
     )
+    if settings.dump is not None:
+        _dump(settings, joint, captured, plan, forward, backward)
     return forward, backward
+
+
+def _plan(
+    settings: Settings, joint: fx.GraphModule, captured: Capture, machine: Machine
+) -> tuple[Plan, Planner]:
+    """Return the plan that the settings ask for: a replayed one, or the best under the budget."""
+    problem = captured.problem
+    if settings.plan is not None:
+        plan = read_plan(settings.plan)
+        plan.check(problem)
+        return plan, Planner(problem, machine)
+    clamp = settings.memory_budget.kind == "fraction"
+    plan, planner = plan_under(
+        problem,
+        machine,
+        lambda peak: settings.memory_budget.resolve(peak, _free_bytes(joint)),
+        clamp=clamp,
+        seconds=settings.solver_seconds,
+    )
+    if plan.planner == "floor" and clamp:
+        warnings.warn(
+            f"recut: {settings.memory_budget} of the fastest plan's peak "
+            f"({planner.fastest_peak} bytes) lies under the floor of this graph; it is compiled at "
+            f"its floor of {planner.floor} bytes",
+            stacklevel=2,
+        )
+    return plan, planner
 
 
 def _apply(
     joint: fx.GraphModule, captured: Capture, plan: Plan, static: Sequence[int] | None
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    plan.check(captured.problem)
     emission = emit(joint, captured, plan.schedule)
     forward, backward = split(
         emission,
@@ -114,6 +146,30 @@ def _apply(
         mark(part)
     verify(captured.problem, plan, emission.ops, forward, backward)
     return forward, backward
+
+
+def _dump(
+    settings: Settings,
+    joint: fx.GraphModule,
+    captured: Capture,
+    plan: Plan,
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+) -> None:
+    """Write one graph's dump; a folder that cannot be written costs a warning, not the training."""
+    assert settings.dump is not None
+    modules = {"joint": joint, "forward": forward, "backward": backward}
+    files = {f"{name}.txt": m.print_readable(print_output=False) for name, m in modules.items()}
+    files["problem.json"] = json.dumps(captured.problem.to_json()) + "\n"
+    files["plan.json"] = plan.dumps()
+    try:
+        log.info("dumped to %s", dump_graph(settings.dump, files))
+    except OSError as error:
+        warnings.warn(
+            f"recut: dump={str(settings.dump)!r} cannot be written ({error}); training goes on "
+            "without it",
+            stacklevel=2,
+        )
 
 
 def _free_bytes(joint: fx.GraphModule) -> Callable[[], int]:

@@ -1,0 +1,50 @@
+"""Every test starts from the same state: own caches, no settings, nothing compiled before."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep compiled code of this session apart: an entry of an older one would hide a defect."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def _threads() -> None:
+    """Fix how reductions are split, and so their last bits, whatever the machine."""
+    import torch
+
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the settings of whoever runs the tests."""
+    for name in list(os.environ):
+        if name.startswith("RECUT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _forget_compilations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drop what torch compiled and recut reported; tests that never import torch stay quick."""
+    if "torch" in sys.modules:
+        request.getfixturevalue("_threads")
+    _reset()
+    yield
+    _reset()
+
+
+def _reset() -> None:
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
+    if recut := sys.modules.get("recut"):
+        recut.clear_reports()

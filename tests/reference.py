@@ -1,0 +1,163 @@
+"""A slow second reading of the evaluator's documented model, definition by definition."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from recut.partitioners.evaluator import MAX_SOURCES, MAX_WEIGHT
+from recut.partitioners.problem import Kind, Problem
+from recut.partitioners.schedule import Schedule
+
+
+class Reference:
+    """The model; an instance is (value, moment of its making), -1 for the copy of an input."""
+
+    def __init__(self, problem: Problem, schedule: Schedule) -> None:
+        self.problem = problem
+        self.split = len(schedule.forward)
+        self.ops = [problem.ops[i] for i in schedule.forward + schedule.backward]
+        self.end = len(self.ops)
+        values = enumerate(problem.values)
+        self.instances = [(v, -1) for v, x in values if x.producer < 0 and x.bytes]  # copies
+        self.instances += [(v, t) for t, op in enumerate(self.ops) for v in op.outputs]
+
+    def next_made(self, inst):
+        """Return when the value is made the next time."""
+        value, start = inst
+        later = [t for v, t in self.instances if v == value and t > start]
+        return min(later, default=self.end)
+
+    @cached_property
+    def readers(self):
+        """The moments that read each instance: behind its making, up to the next one."""
+        out = {}
+        for inst in self.instances:
+            value, start = inst
+            last = min(self.next_made(inst) + 1, self.end)
+            out[inst] = [t for t in range(start + 1, last) if value in self.ops[t].inputs]
+        return out
+
+    @cached_property
+    def returned(self):
+        """What the forward returns at its end, and the backward at its own."""
+        out = set()
+        for inst in self.instances:
+            value, start = inst
+            at_split = start < self.split <= self.next_made(inst)
+            if value in self.problem.forward_outputs and at_split:
+                out.add(inst)
+            if value in self.problem.backward_outputs and self.next_made(inst) == self.end:
+                out.add(inst)
+        return out
+
+    def fuses(self, moments):
+        return all(self.ops[t].kind in (Kind.POINTWISE, Kind.REDUCTION) for t in moments)
+
+    def is_saved(self, inst, moments):
+        """Return whether an instance of the forward is needed at a moment of the backward."""
+        return inst[1] < self.split and any(t >= self.split for t in moments)
+
+    @cached_property
+    def fate(self):
+        """For each instance whether its readers evaluate it anew, sources, weight, heaviness."""
+        out = {}
+        for (
+            inst
+        ) in self.instances:  # in the order of their making: what one reads is decided before
+            _, start = inst
+            readers = self.readers[inst]
+            read = [k for k in self.instances if start in self.readers[k]]
+            sources = set().union(*(out[r][1] for r in read))
+            weight = 1 + sum(out[r][2] for r in read)
+            light = len(sources) <= MAX_SOURCES and weight <= MAX_WEIGHT
+            heavy = (start >= 0 and self.ops[start].heavy) or any(out[r][3] for r in read)
+            light = light and not heavy
+            anew = (
+                self.problem.compiler == "inductor"
+                and start >= 0
+                and self.ops[start].kind is Kind.POINTWISE
+                and len(readers) > 0
+                and inst not in self.returned
+                and not self.is_saved(inst, readers)
+                and self.fuses(readers)
+                and (len(readers) == 1 or light)
+            )
+            out[inst] = (True, sources, weight, heavy) if anew else (False, {inst}, 0, False)
+        return out
+
+    @cached_property
+    def needed(self):
+        """The moments that need each instance: its readers', those of what is evaluated from it."""
+        out = {inst: set(readers) for inst, readers in self.readers.items()}
+        for inst, (anew, sources, _, _) in self.fate.items():
+            for source in sources if anew else ():
+                out[source].update(self.readers[inst])
+        return out
+
+    def in_one_kernel(self, inst):
+        """Return whether an instance is made and last needed with only fusing ops in between."""
+        needed = self.needed[inst]
+        return (
+            self.problem.compiler == "inductor"
+            and inst[1] >= 0
+            and len(needed) > 0
+            and inst not in self.returned
+            and not self.is_saved(inst, needed)
+            and self.fuses(range(inst[1], max(needed) + 1))
+        )
+
+    @cached_property
+    def inside(self):
+        """What takes no memory."""
+        return {i for i in self.instances if self.fate[i][0] or self.in_one_kernel(i)}
+
+    def bytes(self, inst):
+        return 0 if inst in self.inside else self.problem.values[inst[0]].bytes
+
+    def side(self, t):
+        """Return what divides kernels: the phase, and how many ops before do not fuse."""
+        return t >= self.split, sum(not self.fuses([m]) for m in range(t))
+
+    @cached_property
+    def place(self):
+        """For each moment the last one of its kernel, at which the kernel runs."""
+        place = list(range(self.end))
+        pairs = [(i[1], r) for i in self.inside for r in self.readers[i]]
+        pairs = [(t, r) for t, r in pairs if self.side(t) == self.side(r)]
+        for _ in place:
+            for t, r in pairs:
+                place[t] = place[r] = max(place[t], place[r])
+        return place
+
+    def started(self, inst):
+        return self.place[inst[1]] if inst[1] >= 0 else -1
+
+    def alive(self, inst, t):
+        """Return whether an instance is in memory at a moment; ``end`` is behind the step."""
+        moments = {*self.needed[inst], inst[1]} - {-1}
+        last = max((self.place[m] for m in moments), default=-1)
+        last = self.end if inst in self.returned else last
+        return self.bytes(inst) > 0 and max(self.started(inst), 0) <= t <= last
+
+    def live(self, t):
+        return [inst for inst in self.instances if self.alive(inst, t)]
+
+    def taken_over(self, t):
+        """Return the bytes that the op at a moment writes over inputs that die with it."""
+        kernel = [op for m, op in enumerate(self.ops) if self.place[m] == t]
+        reduces = any(op.kind is Kind.REDUCTION for op in kernel)
+        if not self.ops[t].inplace or (self.problem.compiler == "inductor" and reduces):
+            return 0
+        old = [i for i in self.live(t) if 0 <= self.started(i) < t]
+        dying = [i for i in old if not self.alive(i, t + 1)]
+        total = 0
+        for inst in self.live(t):
+            fits = [d for d in dying if self.bytes(d) == self.bytes(inst)]
+            if self.started(inst) == t and fits:
+                dying.remove(fits[0])
+                total += self.bytes(inst)
+        return total
+
+    def total(self, t):
+        """Return the bytes in memory while the op at a moment runs."""
+        return sum(map(self.bytes, self.live(t))) + self.ops[t].workspace - self.taken_over(t)

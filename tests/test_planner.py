@@ -1,0 +1,413 @@
+"""Plans: under their budget, no better than possible, the same in every process, JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from problems import Net, forward_values, layers, random_problem, small_chain, subsets
+
+from recut.partitioners.errors import ForeignPlan, InfeasibleBudget, InvalidSchedule
+from recut.partitioners.evaluator import evaluate
+from recut.partitioners.machine import CPU
+from recut.partitioners.plan import Plan, make_plan
+from recut.partitioners.planner import Planner, plan_under
+from recut.partitioners.problem import Kind, Phase, Problem, Rule
+from recut.partitioners.schedule import Schedule, lazy_schedule
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILERS = pytest.mark.parametrize("compiler", ["eager", "inductor"])
+MIB = 2**20
+
+
+def budgets(planner, steps=4):
+    """Return budgets from the floor to the fastest plan's peak, both included."""
+    low, high = planner.floor, planner.fastest_peak
+    return sorted({low + (high - low) * k // steps for k in range(steps + 1)})
+
+
+def confirm(problem, plan, budget):
+    """Check everything that a plan says about itself."""
+    plan.check(problem)
+    assert plan.peak == evaluate(problem, plan.schedule).peak <= budget == plan.budget
+    assert plan.added_seconds == plan.schedule.added_seconds(problem)
+    assert 0.0 <= plan.bound_seconds <= plan.added_seconds + 1e-12
+
+
+def confirm_all(problem):
+    """Check the plans of a problem from the floor up; return its planner."""
+    planner = Planner(problem, CPU)
+    for budget in budgets(planner):
+        confirm(problem, planner.plan(budget), budget)
+    assert planner.floor <= planner.fastest_peak
+    floor = planner.floor_plan()
+    confirm(problem, floor, planner.floor)
+    assert floor.peak == planner.floor
+    return planner
+
+
+@COMPILERS
+def test_plans_of_chains_stay_under_the_budget(compiler):
+    squeezed = 0
+    for seed in range(60):
+        planner = confirm_all(small_chain(seed, compiler, length=10))
+        squeezed += planner.floor < planner.fastest_peak
+    assert squeezed > 50
+
+
+@pytest.mark.xfail(
+    raises=(ValueError, InvalidSchedule),
+    reason="MUST_RECOMPUTE boundaries; a Program with nothing to decide; an empty backward",
+)
+@COMPILERS
+def test_plans_of_random_problems_stay_under_the_budget(compiler):
+    squeezed = 0
+    for seed in range(150):
+        planner = confirm_all(random_problem(seed, compiler))
+        squeezed += planner.floor < planner.fastest_peak
+    assert squeezed > 15
+
+
+def refuse_below_the_floor(problem):
+    planner = Planner(problem, CPU)
+    with pytest.raises(InfeasibleBudget) as caught:
+        planner.plan(planner.floor - 1)
+    assert (caught.value.budget, caught.value.floor) == (planner.floor - 1, planner.floor)
+
+
+@COMPILERS
+def test_nothing_fits_under_the_floor_of_a_chain(compiler):
+    for seed in range(60):
+        refuse_below_the_floor(small_chain(seed, compiler, length=10))
+
+
+@pytest.mark.xfail(reason="the floor looks at other levels than a budget does, see also above")
+def test_nothing_fits_under_the_floor_of_a_random_problem():
+    for seed in range(60, 100):
+        refuse_below_the_floor(random_problem(seed, "inductor"))
+
+
+@pytest.mark.xfail(
+    raises=ValueError, reason="a Program that has nothing to decide crashes in linprog"
+)
+@COMPILERS
+def test_layers(compiler):
+    planner = confirm_all(layers(12, compiler))
+    # What one layer needs at its backward, and the residual stream before each layer.
+    assert planner.fastest_peak > 60 * MIB
+    assert planner.floor < 25 * MIB
+    plans = [planner.plan(b) for b in budgets(planner, 10)]
+    for low, high in pairwise(plans):
+        assert low.peak <= high.peak
+        assert low.added_seconds >= high.added_seconds
+    # Recomputing every layer once is the dearest plan that makes sense here.
+    assert plans[0].added_seconds <= 12 * (2 * 4e-3 + 2 * 2e-5 + 5e-6)
+    assert plans[-1].planner == "min-cut"
+    assert planner.plan(planner.fastest_peak * 10).schedule == planner.fastest
+
+
+@cache
+def by_budget():
+    """Return pairs of plans of chains, each for a budget and the next higher one.
+
+    The fastest plan is left out: it recomputes what costs less than its traffic.
+    """
+    pairs = []
+    for seed in range(60):
+        planner = Planner(small_chain(seed), CPU)
+        steps = range(planner.floor, planner.fastest_peak)
+        plans = [planner.plan(b) for b in steps[:: max(1, len(steps) // 12)]]
+        pairs += [(seed, low, high) for low, high in pairwise(plans)]
+    return pairs
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="each budget is planned alone, by heuristics (promise 1 of the design)",
+)
+def test_a_lower_budget_never_gives_a_higher_peak():
+    for seed, low, high in by_budget():
+        assert low.peak <= high.peak, (seed, low.budget, high.budget)
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="each budget is planned alone, by heuristics")
+def test_a_lower_budget_never_gives_a_cheaper_plan():
+    for seed, low, high in by_budget():
+        assert low.added_seconds >= high.added_seconds - 1e-12, (seed, low.budget, high.budget)
+
+
+@COMPILERS
+def test_no_plan_beats_all_lazy_schedules(compiler):
+    """The optimum is known: neither floor nor cost may be better, or the evaluator was bypassed."""
+    above = 0
+    for seed in range(24):
+        problem = small_chain(seed, compiler)
+        points = set()
+        for saved in subsets(forward_values(problem)):
+            schedule = lazy_schedule(problem, saved)
+            points.add((evaluate(problem, schedule).peak, schedule.added_seconds(problem)))
+        planner = Planner(problem, CPU)
+        lowest = min(points)[0]
+        assert lowest <= planner.floor <= 1.6 * lowest, seed
+        above += planner.floor > lowest
+        for budget in budgets(planner):
+            best = min(cost for peak, cost in points if peak <= budget)
+            assert planner.plan(budget).added_seconds >= best - 1e-12, (seed, budget)
+    assert above <= 16  # a heuristic misses the optimum of such tiny chains often, but not always
+
+
+@pytest.mark.xfail(
+    raises=ValueError, reason="a Program that has nothing to decide crashes in linprog"
+)
+def test_what_cannot_be_met_names_the_floor_and_what_sets_it():
+    problem = layers(4, "eager")
+    planner = Planner(problem, CPU)
+    with pytest.raises(InfeasibleBudget) as caught:
+        planner.plan(5 * MIB)
+    error = caught.value
+    schedule = planner.floor_plan().schedule
+    line = evaluate(problem, schedule)
+    live = [i for i in line.instances if i.bytes and i.start <= line.worst <= i.end]
+    assert error.budget == 5 * MIB
+    assert error.floor == planner.floor == line.peak
+    assert sorted((c.name, c.bytes) for c in error.culprits) == sorted(
+        (problem.values[i.value].name, i.bytes) for i in live
+    )
+    sizes = [c.bytes for c in error.culprits]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) >= error.floor
+    text = str(error)
+    assert f"{5 * MIB} bytes" in text
+    assert f"{error.floor} bytes" in text
+    for c in error.culprits[:3]:
+        assert f"{c.name} = {c.op}" in text
+        assert c.why
+
+
+def test_culprits_say_why_and_where():
+    net = Net()
+    x, tangent = net.input(), net.input("tangent")
+    pinned = {"rule": Rule.MUST_SAVE, "reason": "a collective", "source": "m.py:7"}
+    (a,) = net.op("a", (x,), 100, **pinned)
+    (b,) = net.op("b", (a,), 50)
+    (g,) = net.op("g", (tangent, b), 30, phase=Phase.BACKWARD)
+    (h,) = net.op("h", (g, a), 1000, phase=Phase.BACKWARD)
+    planner = Planner(net.problem((b,), (h,)), CPU)
+    assert planner.floor == 100 + 50 + 30 + 1000
+    why = {c.name: (c.bytes, c.op, c.source, c.why) for c in planner.culprits()}
+    assert why == {
+        "a": (100, "call a", "m.py:7", "read at the worst moment by h"),
+        "b": (50, "call b", "", "returned by the step"),
+        "g": (30, "call g", "", "read at the worst moment by h"),
+        "h": (1000, "call h", "", "made at the worst moment"),
+    }
+
+
+@pytest.mark.xfail(
+    raises=ValueError, reason="a Program that has nothing to decide crashes in linprog"
+)
+def test_where_nothing_may_be_recomputed_the_fastest_plan_is_the_floor():
+    net = Net()
+    pinned = {"rule": Rule.MUST_SAVE, "reason": "a collective"}
+    (a,) = net.op("a", (net.input(),), 100, **pinned)
+    (b,) = net.op("b", (a,), 50, **pinned)
+    (g,) = net.op("g", (net.input("tangent"), a, b), 30, phase=Phase.BACKWARD)
+    planner = confirm_all(net.problem((b,), (g,)))
+    assert planner.floor == planner.fastest_peak == 180
+
+
+@pytest.mark.xfail(
+    raises=InvalidSchedule,
+    reason="a segment boundary saves what a checkpoint region must recompute",
+)
+def test_a_checkpoint_region_is_never_saved():
+    net = Net()
+    links = [net.input()]
+    inside = {"rule": Rule.MUST_RECOMPUTE, "reason": "inside a checkpoint region"}
+    for k in range(8):
+        links += net.op(f"f{k}", (links[-1],), 100, **(inside if 2 <= k < 6 else {}))
+    (grad,) = net.op("b", (net.input("tangent"), links[-1]), 10, phase=Phase.BACKWARD)
+    for k in reversed(range(8)):
+        (grad,) = net.op(f"b{k}", (grad, links[k]), 10, phase=Phase.BACKWARD)
+    confirm_all(net.problem((links[-1],), (grad,)))
+
+
+@pytest.mark.xfail(
+    raises=ValueError, reason="a Program that has nothing to decide crashes in linprog"
+)
+def test_a_fraction_under_the_floor_gives_the_floor_plan():
+    problem = layers(4)
+    peaks = []
+
+    def budget(peak):
+        peaks.append(peak)
+        return peak // 100
+
+    plan, planner = plan_under(problem, CPU, budget, clamp=True)
+    assert peaks == [planner.fastest_peak]
+    assert plan == planner.floor_plan()
+    assert plan.planner == "floor"
+    with pytest.raises(InfeasibleBudget):
+        plan_under(problem, CPU, budget, clamp=False)
+    plan, planner = plan_under(problem, CPU, lambda peak: peak, clamp=False)
+    assert plan.schedule == planner.fastest
+    assert planner.known_floor is None  # nothing needed it
+
+
+# recut/__init__.py imports torch; planning alone must not, so the script stands in for it.
+SCRIPT = """
+import sys, types
+sys.modules["recut"] = package = types.ModuleType("recut")
+package.__path__ = ["recut"]
+sys.path.insert(0, "tests")
+from problems import layers, small_chain
+from recut.partitioners.machine import CPU
+from recut.partitioners.planner import Planner
+for problem in [*(small_chain(seed, "inductor", 12) for seed in range(8)), layers(12)]:
+    planner = Planner(problem, CPU)
+    low, high = planner.floor, planner.fastest_peak
+    for budget in (low, (low + high) // 2, high):
+        print(planner.plan(budget).dumps(), end="")
+assert "torch" not in sys.modules, "planning imported torch"
+"""
+
+
+def test_two_processes_plan_the_same_and_without_torch():
+    answers = []
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(done.stdout)
+    assert answers[0] == answers[1]
+    plans = [Plan.from_json(json.loads(line)) for line in answers[0].splitlines()]
+    assert len(plans) == 27
+    assert len({p.schedule for p in plans}) > 15
+
+
+def a_plan():
+    problem = small_chain(0)
+    planner = Planner(problem, CPU)
+    return problem, planner.plan((planner.floor + planner.fastest_peak) // 2)
+
+
+def test_plans_and_problems_are_json_both_ways():
+    problem, plan = a_plan()
+    assert Plan.from_json(json.loads(plan.dumps())) == plan
+    for seed in range(50):
+        problem = random_problem(seed, "inductor")
+        back = Problem.from_json(json.loads(json.dumps(problem.to_json())))
+        assert back == problem
+        assert back.digest == problem.digest
+        assert all(type(o.kind) is Kind and type(o.rule) is Rule for o in back.ops)
+
+
+def test_the_digest_covers_what_a_plan_depends_on_and_no_names():
+    problem, plan = a_plan()
+
+    def changed(**fields):
+        ops = (dataclasses.replace(problem.ops[1], **fields), *problem.ops[2:])
+        return dataclasses.replace(problem, ops=(problem.ops[0], *ops))
+
+    plan.check(changed(name="other", source="other.py:1", reason="other"))
+    for other in (
+        *(changed(**{flag: True}) for flag in ("heavy", "inplace", "random")),
+        *(changed(**{field: 1}) for field in ("seconds", "workspace", "target")),
+        changed(kind=Kind.OTHER),
+        changed(rule=Rule.MUST_SAVE),
+        dataclasses.replace(problem, compiler="inductor"),
+        dataclasses.replace(problem, forward_outputs=()),
+        dataclasses.replace(problem, backward_outputs=()),
+        dataclasses.replace(
+            problem, values=(*problem.values[:-1], dataclasses.replace(problem.values[-1], bytes=1))
+        ),
+    ):
+        with pytest.raises(ForeignPlan, match=problem.digest[:12]):
+            plan.check(other)
+
+
+def test_a_plan_that_does_not_keep_its_word_is_refused():
+    problem, plan = a_plan()
+    with pytest.raises(
+        InvalidSchedule, match=f"promises a peak of {plan.peak - 1} bytes, but has {plan.peak}"
+    ):
+        dataclasses.replace(plan, peak=plan.peak - 1).check(problem)
+    short = Schedule(plan.schedule.forward, plan.schedule.backward[1:])
+    with pytest.raises(InvalidSchedule):
+        dataclasses.replace(plan, schedule=short).check(problem)
+    with pytest.raises(InvalidSchedule):
+        make_plan(problem, short, plan.budget, "test")
+
+
+def garbled(fields):
+    with pytest.raises(ValueError, match=r"plan"):
+        Plan.from_json(a_plan()[1].to_json() | fields)
+
+
+@pytest.mark.parametrize(
+    "data", [None, [], "plan", 1, {}, {"version": 0}, {"version": 2}, {"version": 1}]
+)
+def test_what_is_no_plan_is_refused(data):
+    with pytest.raises(ValueError, match=r"plan"):
+        Plan.from_json(data)
+
+
+@pytest.mark.parametrize(
+    "field",
+    sorted(a_plan()[1].to_json().keys() - {"version"}),
+)
+def test_a_plan_that_lacks_a_field_is_refused(field):
+    data = a_plan()[1].to_json()
+    del data[field]
+    with pytest.raises(ValueError, match=field):
+        Plan.from_json(data)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"forward": 5},
+        {"backward": None},
+        {"budget": None},
+        {"peak": []},
+        {"added_seconds": {}},
+        {"forward": [[0]]},
+        {"version": 2},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_refused(fields):
+    garbled(fields)
+
+
+@pytest.mark.xfail(
+    reason="Plan.from_json converts with int() and str(), so these pass or fail otherwise"
+)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"forward": "0123"},
+        {"backward": [0.5, 1.5]},
+        {"forward": [True, False]},
+        {"peak": float("inf")},
+        {"budget": "many"},
+        {"added_seconds": "0.5"},
+        {"digest": None},
+    ],
+    ids=str,
+)
+def test_a_field_that_only_looks_right_is_refused(fields):
+    garbled(fields)
