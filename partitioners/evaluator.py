@@ -13,9 +13,9 @@ The model, for entry t of forward + backward:
   lives as long as its readers) where it has one reader, or where it is light: few sources
   (``realize_reads_threshold``), few ops, none of them heavy.
 - Under Inductor an instance that is made and last needed between the same two ops that do not fuse
-  stays inside one kernel and takes no memory. Ops between the same two that exchange such instances,
-  or evaluated ones, are one kernel: it runs at the place of its last op, its inputs live until then
-  and its outputs from then. A kernel that reduces writes nothing in place.
+  stays inside one kernel and takes no memory. Ops between the same two that exchange such
+  instances, or evaluated ones, are one kernel: it runs at the place of its last op, its inputs live
+  until then and its outputs from then. A kernel that reduces writes nothing in place.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ MAX_WEIGHT = 12
 class Instance:
     """One making of a value: made at moment ``start``, last needed at moment ``end``.
 
-    The copy of an input starts before the first moment, at -1. What the step returns has the number of moments as its ``end``: nothing may overwrite it.
+    The copy of an input starts before the first moment, at -1. What the step returns has the number
+    of moments as its ``end``: nothing may overwrite it.
     ``bytes`` is 0 for what runs inside its readers.
     """
 
@@ -123,7 +124,7 @@ class _Trace:
 
 @dataclass(frozen=True)
 class _Lives:
-    """For each instance its first and last moment and whether it takes memory; kernels by moment."""
+    """For each instance its first and last moment and whether it takes memory."""
 
     starts: list[int]
     ends: list[int]
@@ -139,8 +140,7 @@ def _fused(trace: _Trace) -> _Lives:
     for k, inside in enumerate(inlined):
         if inside:
             for s in sources[k]:
-                if ends[s] < ends[k]:
-                    ends[s] = ends[k]
+                ends[s] = max(ends[s], ends[k])
     epoch, fuses = trace.epochs(), trace.problem.fuses
     nothing = list(inlined)
     for k, t in enumerate(trace.start):
@@ -151,7 +151,15 @@ def _fused(trace: _Trace) -> _Lives:
             nothing[k] = True
     place, reduces = _kernels(trace, nothing, epoch)
     starts = [place[t] if t >= 0 else t for t in trace.start]
-    ends = [place[e] if 0 <= e < n else e for e in ends]
+    last = [
+        e if e >= n else max([place[e] if e >= 0 else e, *(place[r] for r in readers)])
+        for e, readers in zip(ends, trace.readers, strict=True)
+    ]
+    for k, inside in enumerate(inlined):
+        if inside:
+            for q in sources[k]:
+                last[q] = max(last[q], last[k])
+    ends = last
     return _Lives(starts, [max(s, e) for s, e in zip(starts, ends, strict=True)], nothing, reduces)
 
 
@@ -196,10 +204,12 @@ def _inlined(trace: _Trace) -> tuple[list[bool], list[frozenset[int]]]:
     inlined = [False] * len(trace.value)
     sources: list[frozenset[int]] = []
     weight: list[int] = []
+    hot: list[bool] = []
     for k, t in enumerate(trace.start):
         readers = trace.readers[k]
         sources.append(frozenset((k,)))
         weight.append(0)
+        hot.append(False)
         i = trace.order[t]
         if t < 0 or not pointwise[i] or not readers or k in trace.returned:
             continue
@@ -211,11 +221,13 @@ def _inlined(trace: _Trace) -> tuple[list[bool], list[frozenset[int]]]:
             found |= sources[r]
             total += weight[r]
         shared = len(readers) > 1
-        if shared and (len(found) > MAX_SOURCES or heavy[i] or total > MAX_WEIGHT):
+        hard = heavy[i] or any(hot[r] for r in trace.reads[t])
+        if shared and (len(found) > MAX_SOURCES or hard or total > MAX_WEIGHT):
             continue
         inlined[k] = True
         sources[k] = frozenset(found)
         weight[k] = total
+        hot[k] = hard
     return inlined, sources
 
 
@@ -229,8 +241,7 @@ def evaluate(problem: Problem, schedule: Schedule) -> Timeline:
         count = len(trace.value)
         lives = _Lives(trace.start, _last_reads(trace), [False] * count, frozenset())
     sizes = [
-        0 if x else problem.values[v].bytes
-        for v, x in zip(trace.value, lives.nothing, strict=True)
+        0 if x else problem.values[v].bytes for v, x in zip(trace.value, lives.nothing, strict=True)
     ]
     delta = [0] * (n + 2)
     for s, e, size in zip(lives.starts, lives.ends, sizes, strict=True):
@@ -244,9 +255,7 @@ def evaluate(problem: Problem, schedule: Schedule) -> Timeline:
     return Timeline(tuple(live), instances, trace.split)
 
 
-def _subtract_inplace(
-    trace: _Trace, lives: _Lives, sizes: Sequence[int], live: list[int]
-) -> None:
+def _subtract_inplace(trace: _Trace, lives: _Lives, sizes: Sequence[int], live: list[int]) -> None:
     """Take from ``live`` what ops write over an input that dies with them."""
     dying: dict[int, list[int]] = {}
     made: dict[int, list[int]] = {}

@@ -1,4 +1,4 @@
-"""The fastest plan: what a minimum cut by traffic and recompute prices saves; budgets start here."""
+"""The fastest plan: what a minimum cut by traffic and recompute prices saves."""
 
 from __future__ import annotations
 

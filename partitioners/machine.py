@@ -34,7 +34,9 @@ class Machine:
 
     def key(self) -> str:
         """Return a stable text of everything that changes a price."""
-        return repr((self.name, sorted(self.flops.items()), self.bandwidth, self.launch, self.fused))
+        return repr(
+            (self.name, sorted(self.flops.items()), self.bandwidth, self.launch, self.fused)
+        )
 
 
 # Two server cores with AVX-512; measured order of magnitude, see docs/design.md.

@@ -13,7 +13,7 @@ prices in the place of its bans, so that whatever fuses into its reader is recom
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -43,7 +43,6 @@ def min_cut(
     problem: Problem,
     save: Sequence[float],
     recompute: Sequence[float],
-    forced: Mapping[int, bool] | None = None,
 ) -> frozenset[int]:
     """Return the values to save at the least total price.
 
@@ -51,7 +50,6 @@ def min_cut(
         problem: the problem.
         save: seconds (or any one unit) that saving each value costs.
         recompute: price of recomputing each op, in the same unit; ignored where it must be saved.
-        forced: values that have to be saved (True) or must not be (False).
     """
     n_ops = len(problem.ops)
     source, sink = 0, 1
@@ -64,7 +62,6 @@ def min_cut(
         cols.append(b)
         caps.append(cap)
 
-    forced = forced or {}
     for i, op in enumerate(problem.ops):
         if op.phase is Phase.BACKWARD:
             continue
@@ -74,11 +71,7 @@ def min_cut(
         elif op.phase is Phase.FORWARD:
             edge(source, node, recompute[i])
         for v in op.outputs:
-            price = save[v]
-            if op.rule is Rule.MUST_RECOMPUTE or forced.get(v) is False:
-                price = np.inf
-            elif forced.get(v):
-                price = 0.0
+            price = np.inf if op.rule is Rule.MUST_RECOMPUTE else save[v]
             edge(node, 2 + n_ops + v, price)
         for v in op.inputs:
             if problem.values[v].producer >= 0:

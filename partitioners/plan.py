@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,26 +82,32 @@ class Plan:
             ValueError: a wrong version, or a field that is missing or of another type.
         """
         if not isinstance(data, Mapping) or data.get("version") != VERSION:
-            raise ValueError(f"not a plan of version {VERSION}")
-        try:
-            schedule = Schedule(
-                tuple(map(int, data["forward"])), tuple(map(int, data["backward"]))
-            )
-            return Plan(
-                str(data["digest"]),
-                schedule,
-                int(data["budget"]),
-                int(data["peak"]),
-                float(data["added_seconds"]),
-                float(data["bound_seconds"]),
-                str(data["planner"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"plan file lacks or garbles a field: {error}") from error
+            raise ValueError(f"this is not a plan of version {VERSION}")
+        forward, backward = (_field(data, name, list) for name in ("forward", "backward"))
+        if not all(type(i) is int for i in (*forward, *backward)):
+            raise ValueError("plan: forward and backward have to be lists of whole numbers")
+        return Plan(
+            _field(data, "digest", str),
+            Schedule(tuple(forward), tuple(backward)),
+            _field(data, "budget", int),
+            _field(data, "peak", int),
+            float(_field(data, "added_seconds", int, float)),
+            float(_field(data, "bound_seconds", int, float)),
+            _field(data, "planner", str),
+        )
 
     def dumps(self) -> str:
         """Return the plan as JSON text."""
         return json.dumps(self.to_json(), separators=(",", ":")) + "\n"
+
+
+def _field(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """Return a field of a plan file; nothing is coerced."""
+    value = data.get(name)
+    if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+        expected = " or ".join(k.__name__ for k in kinds)
+        raise ValueError(f"plan: {name} has to be {expected}, not {value!r}")
+    return value
 
 
 def make_plan(

@@ -1,7 +1,7 @@
 """Which planner answers: the fastest plan where it fits, otherwise the best that a budget allows.
 
 1. The fastest plan (``fastest.py``), if its peak fits.
-2. For segmentations of the forward from two to about a hundred segments (``segments.py``), the
+2. For segmentations of the forward from one to about fifty segments (``segments.py``), the
    linear program of what else to save (``program.py``); the cheapest rounded answer wins.
 3. The floor: the lowest peak over all segmentations. It is found without looking at the budget, so
    a lower budget never gives a higher peak.
@@ -27,7 +27,7 @@ from recut.partitioners.program import Program, fill, shrink
 from recut.partitioners.schedule import Schedule
 from recut.partitioners.segments import Forward
 
-_SEGMENTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96)
+_SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48)
 
 
 class Planner:
@@ -67,7 +67,10 @@ class Planner:
     def lowest(self) -> tuple[int, Schedule]:
         """The lowest peak found for this problem, bytes, and its schedule."""
         found = [(self.fastest_peak, self.fastest), *map(shrink, self.programs)]
-        return min(found, key=lambda b: b[0])
+        best = min(found, key=lambda b: b[0])
+        while (cheaper := self._cheapest(best[0] - 1)) is not None:
+            best = (evaluate(self.problem, cheaper[0]).peak, cheaper[0])
+        return best
 
     @property
     def floor(self) -> int:
@@ -87,6 +90,15 @@ class Planner:
         """
         if self.fastest_peak <= budget:
             return make_plan(self.problem, self.fastest, budget, "min-cut")
+        found = self._cheapest(budget)
+        if found is None and self.floor <= budget:
+            found = (self.lowest[1], "floor")
+        if found is None:
+            raise InfeasibleBudget(budget, self.floor, self.culprits())
+        return make_plan(self.problem, found[0], budget, found[1])
+
+    def _cheapest(self, budget: int) -> tuple[Schedule, str] | None:
+        """Return the cheapest schedule that the programs give under a budget, and who found it."""
         best: tuple[float, Schedule] | None = None
         solved = []
         name = "segments"
@@ -106,11 +118,7 @@ class Planner:
                 cost = schedule.added_seconds(self.problem)
                 if best is None or cost < best[0]:
                     best = (cost, schedule)
-        if best is None and self.floor <= budget:
-            best = (0.0, self.lowest[1])
-        if best is None:
-            raise InfeasibleBudget(budget, self.floor, self.culprits())
-        return make_plan(self.problem, best[1], budget, name)
+        return None if best is None else (best[1], name)
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -93,6 +93,10 @@ class Op:
     inplace: bool = False
     workspace: int = 0
     source: str = ""
+
+
+# Fields of an op that no plan depends on.
+_NO_MATTER = frozenset({"name", "source", "reason"})
 
 
 @dataclass(frozen=True)
@@ -192,8 +196,7 @@ class Problem:
     def digest(self) -> str:
         """Hash of everything that a plan depends on (names and source lines are not part)."""
         ops = [
-            (o.target, o.inputs, o.outputs, o.seconds, o.kind, o.phase, o.rule, o.random)
-            + (o.heavy, o.inplace, o.workspace)
+            tuple(getattr(o, f.name) for f in fields(o) if f.name not in _NO_MATTER)
             for o in self.ops
         ]
         values = [(v.bytes, v.producer) for v in self.values]
@@ -224,9 +227,15 @@ class Problem:
         if data.get("version") != 1:
             raise ValueError(f"problem file has version {data.get('version')!r}, expected 1")
         ops = []
-        for o in data["ops"]:
-            o = dict(o, inputs=tuple(o["inputs"]), outputs=tuple(o["outputs"]))
-            ops.append(Op(**o | {"kind": Kind(o["kind"]), "phase": Phase(o["phase"])} | {"rule": Rule(o["rule"])}))
+        for given in data["ops"]:
+            o = dict(given, inputs=tuple(given["inputs"]), outputs=tuple(given["outputs"]))
+            ops.append(
+                Op(
+                    **o
+                    | {"kind": Kind(o["kind"]), "phase": Phase(o["phase"])}
+                    | {"rule": Rule(o["rule"])}
+                )
+            )
         return Problem(
             tuple(ops),
             tuple(Value(**v) for v in data["values"]),

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import linprog
@@ -79,7 +80,7 @@ def _base(problem: Problem, boundaries: Collection[int]) -> _Base:
 def _peaks(live: np.ndarray, split: int) -> list[int]:
     """Return the worst moment of each of about ``_MOMENTS`` stretches of the backward."""
     edges = np.unique(np.linspace(split, len(live), _MOMENTS + 1).astype(int))
-    return [int(a + np.argmax(live[a:b])) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [int(a + np.argmax(live[a:b])) for a, b in pairwise(edges) if b > a]
 
 
 class Program:
@@ -92,7 +93,11 @@ class Program:
         self.ops = sorted(self.base.made)
         self.column = {o: k for k, o in enumerate(self.ops)}
         values = [v for o in self.ops for v in problem.ops[o].outputs]
-        self.values = [v for v in values if problem.ops[problem.values[v].producer].rule is not Rule.MUST_RECOMPUTE]
+        self.values = [
+            v
+            for v in values
+            if problem.ops[problem.values[v].producer].rule is not Rule.MUST_RECOMPUTE
+        ]
         self.value_column = {v: len(self.ops) + k for k, v in enumerate(self.values)}
         self._availability()
 
@@ -177,7 +182,9 @@ class Program:
         """Return the (r, s) that has the lowest peak, whatever it costs."""
         rows, fixed = self.memory
         n = self.matrix.shape[1]
-        above = csr_array(np.vstack([np.zeros((self.matrix.shape[0], 1)), np.full((rows.shape[0], 1), -1.0)]))
+        above = csr_array(
+            np.vstack([np.zeros((self.matrix.shape[0], 1)), np.full((rows.shape[0], 1), -1.0)])
+        )
         result = linprog(
             np.append(self.cost * (1e-4 / max(self.cost.sum(), 1e-9)), 1.0),
             A_ub=hstack([vstack([self.matrix, rows]), above], format="csr"),
@@ -190,7 +197,10 @@ class Program:
     def levels(self, x: np.ndarray) -> Iterator[frozenset[int]]:
         """Yield the saved sets of the solution's rounding levels, cheapest memory last."""
         r = x[: len(self.ops)]
-        have = {v: x[c] + r[self.column[self.problem.values[v].producer]] for v, c in self.value_column.items()}
+        have = {
+            v: x[c] + r[self.column[self.problem.values[v].producer]]
+            for v, c in self.value_column.items()
+        }
         steps = np.unique(np.round(np.concatenate([r, np.fromiter(have.values(), float)]), 6))
         steps = steps[(steps >= 0) & (steps < 1)]
         if len(steps) > 12:

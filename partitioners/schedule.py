@@ -23,16 +23,14 @@ class Schedule:
 
     def saved(self, problem: Problem) -> tuple[int, ...]:
         """Return the values that the backward reads from the forward, sorted."""
-        made = set()
-        saved = set()
+        made: set[int] = set()
+        saved: set[int] = set()
         for i in self.backward:
             op = problem.ops[i]
             saved.update(v for v in op.inputs if v not in made and problem.values[v].producer >= 0)
             made.update(op.outputs)
         saved.update(
-            v
-            for v in problem.backward_outputs
-            if v not in made and problem.values[v].producer >= 0
+            v for v in problem.backward_outputs if v not in made and problem.values[v].producer >= 0
         )
         return tuple(sorted(saved))
 
@@ -57,6 +55,10 @@ class Schedule:
 
     def check(self, problem: Problem) -> None:
         """Raise InvalidSchedule where the schedule breaks dataflow or a rule of the Problem."""
+        count = len(problem.ops)
+        unknown = [i for i in self.forward + self.backward if not 0 <= i < count]
+        if unknown:
+            raise InvalidSchedule(f"entry {unknown[0]} is none of the problem's {count} ops")
         made: set[int] = set()
         ran: set[int] = set()
         for phase, order in ((Phase.FORWARD, self.forward), (Phase.BACKWARD, self.backward)):
@@ -65,10 +67,15 @@ class Schedule:
                 ran.add(i)
                 made.update(problem.ops[i].outputs)
         missing = [
-            op.name for i, op in enumerate(problem.ops) if op.phase is not Phase.EITHER and i not in ran
+            op.name
+            for i, op in enumerate(problem.ops)
+            if op.phase is not Phase.EITHER and i not in ran
         ]
         if missing:
             raise InvalidSchedule(f"never run: {', '.join(missing[:5])}")
+        for v in (*problem.forward_outputs, *problem.backward_outputs):
+            if problem.values[v].producer >= 0 and v not in made:
+                raise InvalidSchedule(f"{problem.values[v].name} is returned, but never made")
         for v in self.saved(problem):
             op = problem.ops[problem.values[v].producer]
             if op.rule is Rule.MUST_RECOMPUTE:
@@ -117,7 +124,7 @@ def lazy_schedule(
 
     Args:
         problem: the problem.
-        saved: values to save. Where a value is neither saved nor may be recomputed, it is saved too.
+        saved: values to save; what is neither among them nor may be recomputed is saved too.
         order: order of the backward's own ops; joint-graph order where not given.
     """
     keep = set(saved)

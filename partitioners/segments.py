@@ -66,7 +66,10 @@ class Forward:
     def made_bytes(self) -> np.ndarray:
         """Bytes that each op of the forward makes."""
         return np.array(
-            [sum(self.problem.values[v].bytes for v in self.problem.ops[i].outputs) for i in self.order],
+            [
+                sum(self.problem.values[v].bytes for v in self.problem.ops[i].outputs)
+                for i in self.order
+            ],
             dtype=np.int64,
         )
 

@@ -9,26 +9,19 @@ from torch._functorch.partitioners import (
     # Splits a joint graph at given saved values, with AOTAutograd's order of outputs. Since 2.0.
     _extract_fwd_bwd_modules as extract_fwd_bwd_modules,
 )
-from torch._functorch.partitioners import (
-    # (forward outputs, backward outputs, their descriptions) of a joint graph. Since 2.0.
-    _extract_fwd_bwd_outputs as extract_fwd_bwd_outputs,
-)
-from torch._functorch.partitioners import (
+from torch._functorch.partitioners import (  # type: ignore[attr-defined, unused-ignore]
     # Placeholder kinds by AOTAutograd's naming. Since 2.0.
     _is_bwd_seed_offset as is_bwd_seed_offset,
 )
-from torch._functorch.partitioners import (
+from torch._functorch.partitioners import (  # type: ignore[attr-defined, unused-ignore]
     _is_primal as is_primal,
 )
-from torch._functorch.partitioners import (
+from torch._functorch.partitioners import (  # type: ignore[attr-defined, unused-ignore]
     _is_tangent as is_tangent,
 )
 from torch._functorch.partitioners import (
     # Placement that AOTAutograd demands of mutations. Since 2.4.
     _must_be_in_backward as must_be_in_backward,
-)
-from torch._functorch.partitioners import (
-    _must_be_in_forward as must_be_in_forward,
 )
 from torch._functorch.partitioners import (
     # Checkpoint tags, as the stock partitioner reads them. Since 2.1.
@@ -39,8 +32,6 @@ from torch._functorch.partitioners import (
     force_save_bw_mutation_src,
     force_save_collectives,
     force_save_effectful_ops,
-    # torch's own lists of recomputable, random, view and compute-intensive ops. Since 2.2.
-    get_default_op_list,
     has_recomputable_ops,
     must_recompute,
     # Passes the generator inputs of subgraphs on to the outer graphs. Since 2.10.
@@ -48,7 +39,7 @@ from torch._functorch.partitioners import (
 )
 
 # Common subexpression elimination on FX graphs, as the stock partitioner calls it. Since 2.0.
-from torch._functorch.compile_utils import fx_graph_cse, get_aten_target  # isort: skip
+from torch._functorch.compile_utils import fx_graph_cse  # isort: skip
 
 # Configuration of AOTAutograd. Since 2.0.
 from torch._functorch import config as functorch_config  # isort: skip
@@ -63,7 +54,7 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn  # isort: skip
 try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass  # isort: skip
 except ImportError:  # torch 2.11
-    CustomSchedulerPass = None
+    CustomSchedulerPass = None  # type: ignore[assignment, misc]
 
 # Inductor's heuristics object, with the fusion hooks can_fuse_vertical and can_fuse_horizontal
 # (since 2.7), and the thread's virtualised globals that hold the one in force.
@@ -76,9 +67,6 @@ from torch._inductor.virtualized import V  # isort: skip
 # Random ops that carry their generator state, used by torch's own checkpointing. Since 2.1.
 from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state  # isort: skip
 
-# Effectful ops as a higher-order op with a token. Since 2.3.
-from torch._higher_order_ops.effects import with_effects  # isort: skip
-
 # Opaque objects in a graph (script objects and their like). Since 2.10.
 from torch._functorch._aot_autograd.graph_compile import is_opaque_node  # isort: skip
 
@@ -87,11 +75,13 @@ from torch._functorch._aot_autograd.graph_compile import is_opaque_node  # isort
 try:
     from torch.fx.experimental.symbolic_shapes import optimization_hint  # isort: skip
 except ImportError:  # torch 2.11
-    from torch.fx.experimental.symbolic_shapes import hint_int as optimization_hint  # isort: skip
+    from torch.fx.experimental.symbolic_shapes import (  # type: ignore[attr-defined, no-redef, unused-ignore]
+        hint_int as optimization_hint,
+    )
 
 # Symbolic ints, floats and bools. Since 2.1.
 from torch.fx.experimental._backward_state import BackwardState  # isort: skip
-from torch.fx.experimental.proxy_tensor import is_sym_node, py_sym_types  # isort: skip
+from torch.fx.experimental.proxy_tensor import is_sym_node  # isort: skip
 
 # FLOP formulas by op, and those of attention. Since 2.1.
 from torch.utils.flop_counter import (  # isort: skip
@@ -107,25 +97,22 @@ from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module 
 from torch.utils._ordered_set import OrderedSet  # isort: skip
 
 __all__ = [
+    "BackwardState",
+    "CustomPartitionerFn",
+    "CustomSchedulerPass",
     "GraphLowering",
     "InductorChoices",
     "OrderedSet",
     "V",
-    "BackwardState",
-    "CustomPartitionerFn",
-    "CustomSchedulerPass",
     "cleanup_recompute_tags",
     "default_partition",
     "extract_fwd_bwd_modules",
-    "extract_fwd_bwd_outputs",
     "flop_registry",
     "force_save_bw_mutation_src",
     "force_save_collectives",
     "force_save_effectful_ops",
     "functorch_config",
     "fx_graph_cse",
-    "get_aten_target",
-    "get_default_op_list",
     "has_recomputable_ops",
     "inductor_config",
     "is_bwd_seed_offset",
@@ -135,14 +122,11 @@ __all__ = [
     "is_tangent",
     "make_graph_module",
     "must_be_in_backward",
-    "must_be_in_forward",
     "must_recompute",
     "optimization_hint",
-    "py_sym_types",
     "run_and_save_rng_state",
     "run_with_rng_state",
     "sdpa_backward_flop_count",
     "sdpa_flop_count",
     "thread_graphsafe_rng_from_hops",
-    "with_effects",
 ]

@@ -119,12 +119,17 @@ def _op_of(node: fx.Node) -> fx.Node:
 class _Builder:
     """Collects values and ops while it walks the joint graph once."""
 
-    def __init__(self, graph: fx.Graph, num_forward_outputs: int, machine: Machine, inductor: bool) -> None:
+    def __init__(
+        self, graph: fx.Graph, num_forward_outputs: int, machine: Machine, inductor: bool
+    ) -> None:
         self.graph = graph
         self.machine = machine
         self.inductor = inductor
-        self.channels_last = inductor and _torch.GraphLowering.decide_layout_opt(
-            graph.owning_module, is_inference=False
+        owner = graph.owning_module
+        self.channels_last = (
+            inductor
+            and owner is not None
+            and bool(_torch.GraphLowering.decide_layout_opt(owner, is_inference=False))
         )
         self.on_cpu = machine.name == "cpu"
         self.values: list[Value] = []
@@ -148,9 +153,7 @@ class _Builder:
                 # A draw that autograd's own backward makes keeps its place in the random stream.
                 drawn = n.meta.get("partitioner_tag") == "is_backward" and rules.is_random(n)
                 tied = drawn or _torch.must_be_in_backward(n)
-            if tied:
-                out.add(n)
-            elif n.op != "output" and any(a in out for a in n.all_input_nodes):
+            if tied or (n.op != "output" and any(a in out for a in n.all_input_nodes)):
                 out.add(n)
         return out
 
@@ -163,7 +166,11 @@ class _Builder:
                 continue
             for k, arg in enumerate(schema.arguments):
                 given = n.args[k] if k < len(n.args) else n.kwargs.get(arg.name)
-                if arg.alias_info is not None and arg.alias_info.is_write and isinstance(given, fx.Node):
+                if (
+                    arg.alias_info is not None
+                    and arg.alias_info.is_write
+                    and isinstance(given, fx.Node)
+                ):
                     written.add(base_of(given))
         written.update(prepare.written_inputs(self.graph))
         return {n for n in self.graph.nodes if n.op != "output" and base_of(n) in written}
@@ -172,7 +179,7 @@ class _Builder:
         """Make a value for a node that owns storage."""
         found = costs.tensors(node.meta.get("val"))
         size = sum(map(costs.nbytes, found))
-        symbolic = [t.numel() * t.dtype.itemsize for t in found]
+        symbolic: list[Any] = [t.numel() * t.dtype.itemsize for t in found]
         expr = " + ".join(str(s.node.expr) for s in symbolic if isinstance(s, torch.SymInt))
         self.value_of[node] = len(self.values)
         if producer < 0:
@@ -218,8 +225,7 @@ class _Builder:
             return n, inputs, (), 0
         leaves = _getitem_leaves(n)
         if leaves is None:
-            out = (self.add_value(n, index),)
-            return n, inputs, out, 0
+            return n, inputs, (self.add_value(n, index),), 0
         out = tuple(self.add_value(g, index) for g in leaves)
         self.tuple_values[n] = list(out)
         unread = sum(map(costs.nbytes, costs.tensors(n.meta.get("val"))))
@@ -315,7 +321,9 @@ def _output_values(b: _Builder, nodes: Sequence[fx.Node]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(b.value_of[base_of(n)] for n in nodes if base_of(n) in b.value_of))
 
 
-def _forward_ops(b: _Builder, found: Sequence[tuple[Any, ...]], index: dict[fx.Node, int]) -> set[int]:
+def _forward_ops(
+    b: _Builder, found: Sequence[tuple[Any, ...]], index: dict[fx.Node, int]
+) -> set[int]:
     """Return the ops that the forward has to run: for its outputs and for its effects."""
     todo = [
         b.values[b.value_of[base_of(n)]].producer

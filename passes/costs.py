@@ -21,20 +21,25 @@ _REDUCTION_SHARE = 0.5
 _OTHER_SHARE = 1.0
 
 _REDUCTIONS = {
-    aten.sum, aten.mean, aten.var, aten.var_mean, aten.std, aten.amax, aten.amin, aten.max, aten.min,
+    aten.sum, aten.mean, aten.var, aten.var_mean, aten.std, aten.amax, aten.amin, aten.max,
+    aten.min,
     aten.prod, aten.any, aten.all, aten.argmax, aten.argmin, aten._softmax, aten._log_softmax,
     aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm, aten.cumsum,
     aten._native_batch_norm_legit_functional, aten._native_batch_norm_legit, aten.logsumexp,
-    aten._fused_rms_norm, aten.linalg_vector_norm, prims.var, prims.sum, prims.prepare_softmax_online,
+    aten._fused_rms_norm, aten.linalg_vector_norm, prims.var, prims.sum,
+    prims.prepare_softmax_online,
 }  # fmt: skip
 
 # Ops that Inductor turns into index arithmetic inside a pointwise kernel.
 _INDEXED = {
-    aten.embedding, aten.index, aten._unsafe_index, aten._unsafe_masked_index, aten.gather, aten.index_select, aten.constant_pad_nd, aten.flip,
+    aten.embedding, aten.index, aten._unsafe_index, aten._unsafe_masked_index, aten.gather,
+    aten.index_select, aten.constant_pad_nd, aten.flip,
     aten.select_scatter, aten.slice_scatter, aten.roll, aten.triu, aten.tril, aten.clone, aten.copy,
     aten._to_copy, aten.where, aten.full, aten.full_like, aten.zeros, aten.zeros_like, aten.ones,
-    aten.ones_like, aten.empty, aten.empty_like, aten.arange, aten.scalar_tensor, aten.lift_fresh_copy,
-    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.one_hot, aten.repeat, aten.contiguous,
+    aten.ones_like, aten.empty, aten.empty_like, aten.arange, aten.scalar_tensor,
+    aten.lift_fresh_copy,
+    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.one_hot, aten.repeat,
+    aten.contiguous,
     aten.reshape, aten.upsample_nearest2d, prims.iota, prims.convert_element_type,
     aten.native_dropout, aten.bernoulli, aten.rand_like, aten.randn_like, aten.rand, aten.randn,
     aten.eye, aten.tril_indices, aten.nll_loss_forward,
@@ -49,7 +54,8 @@ _HEAVY = {
 # Ops that run as kernels of their own and are bound by memory traffic.
 _COPIES = {
     aten.cat, aten.stack, aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d,
-    aten.adaptive_max_pool2d, aten.upsample_bilinear2d, aten.upsample_nearest1d, aten.upsample_bicubic2d,
+    aten.adaptive_max_pool2d, aten.upsample_bilinear2d, aten.upsample_nearest1d,
+    aten.upsample_bicubic2d,
     aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad2d, aten.im2col, aten.col2im,
     prims._low_memory_max_pool_with_offsets, aten.index_put, aten.scatter, aten.scatter_add,
     aten.upsample_nearest2d, aten.avg_pool3d, aten.max_pool3d_with_indices, aten.grid_sampler_2d,
@@ -57,11 +63,14 @@ _COPIES = {
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(_torch.sdpa_flop_count(query, key, value))
+    return int(_torch.sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
-def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(_torch.sdpa_backward_flop_count(grad, query, key, value))
+def _attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
+) -> int:
+    flops = _torch.sdpa_backward_flop_count(grad, query, key, value)  # type: ignore[no-untyped-call]
+    return int(flops)
 
 
 # Formulas that torch's registry lacks. A missing formula must never mean cheap: CPU flash attention
@@ -83,7 +92,9 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 def hint(size: Any) -> int:
     """Return the number that a size stands for while compiling; 4096 for what nobody knows."""
-    return int(size) if isinstance(size, int) else int(_torch.optimization_hint(size, fallback=4096))
+    return (
+        int(size) if isinstance(size, int) else int(_torch.optimization_hint(size, fallback=4096))
+    )
 
 
 def nbytes(tensor: torch.Tensor) -> int:

@@ -2,9 +2,9 @@
 
 Inductor fuses kernels that share data however far apart they stand. A kernel that is pulled forward
 makes its outputs before the plan does; one that is pushed back keeps its inputs. So two nodes are
-kept apart where an op that does not fuse (a matmul, a convolution) stands between them in the plan's
-order. After fusion Inductor sorts kernels by their first member, which pulls everything that a later
-member needs forward; they are put back into the plan's order, by their last member.
+kept apart where an op that does not fuse (a matmul, a convolution) stands between them in the
+plan's order. After fusion Inductor sorts kernels by their first member, which pulls everything that
+a later member needs forward; they are put back into the plan's order, by their last member.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ if _torch.CustomSchedulerPass is not None:
 
         def __call__(self, nodes: list[Any]) -> list[Any]:
             """Return ``nodes`` in the plan's order."""
-            return planned_order(nodes) if isinstance(_torch.V.choices, PlannedOrderChoices) else nodes
+            return (
+                planned_order(nodes) if isinstance(_torch.V.choices, PlannedOrderChoices) else nodes
+            )
 
         def uuid(self) -> object:
             """Return what changes the generated code."""

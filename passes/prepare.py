@@ -16,11 +16,11 @@ aten = torch.ops.aten
 
 
 def prepare(joint: fx.GraphModule) -> fx.GraphModule:
-    """Return ``joint`` ready for :func:`recut.passes.capture.capture`; it is changed in place."""
+    """Return ``joint`` ready for :func:`recut.passes.capture.capture`; its graph is changed."""
     joint.graph.eliminate_dead_code()
-    joint.recompile()
     if _torch.functorch_config.cse:
-        joint.graph = _torch.fx_graph_cse(joint.graph)
+        # A module whose code is generated when it is first asked for: planning never asks.
+        joint = _torch.make_graph_module(joint, _torch.fx_graph_cse(joint.graph))
     if _torch.has_recomputable_ops(joint):
         joint = _torch.cleanup_recompute_tags(joint, is_default_partition=False)
     if not _torch.functorch_config.unsafe_allow_optimization_of_collectives:
@@ -59,8 +59,8 @@ def exact_copy(graph: fx.Graph, node: fx.Node) -> fx.Node:
 def written_inputs(graph: fx.Graph) -> list[fx.Node]:
     """Return the inputs that the step overwrites behind the forward's last read of them.
 
-    They are the targets of ``copy_``, and, where AOTAutograd applies mutations itself (no Inductor),
-    those that the descriptions of the outputs name.
+    They are the targets of ``copy_``, and, where AOTAutograd applies mutations itself (without
+    Inductor), those that the descriptions of the outputs name.
     """
     found: dict[fx.Node, None] = {}
     for n in graph.find_nodes(op="call_function", target=aten.copy_.default):
@@ -97,4 +97,5 @@ def copy_written_inputs(graph: fx.Graph) -> None:
 
 
 def _first_call(graph: fx.Graph) -> fx.Node:
-    return next(n for n in graph.nodes if n.op not in ("placeholder", "get_attr"))
+    first: fx.Node = next(n for n in graph.nodes if n.op not in ("placeholder", "get_attr"))
+    return first

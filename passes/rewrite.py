@@ -28,7 +28,7 @@ from recut.passes.prepare import exact_copy
 
 
 class _Emitter:
-    """Emits a schedule into a new graph; ``env`` maps a node of the joint graph to its latest copy."""
+    """Emits a schedule into a new graph; ``env`` maps a joint-graph node to its latest copy."""
 
     def __init__(self, joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> None:
         self.joint = joint
@@ -57,7 +57,10 @@ class _Emitter:
     def copy(self, node: fx.Node) -> fx.Node:
         """Copy a node of the joint graph to this place."""
         new = self.graph.node_copy(node, self.arg)
-        if new.target is torch.ops.aten.cat.default and self.captured.problem.compiler == "inductor":
+        if (
+            new.target is torch.ops.aten.cat.default
+            and self.captured.problem.compiler == "inductor"
+        ):
             self._own_storage(new)
         if self.phase == "backward" and new.meta.get("partitioner_tag") == "must_be_in_forward":
             new.meta["partitioner_tag"] = "is_backward"
@@ -75,15 +78,28 @@ class _Emitter:
         copies = []
         for n in inputs:
             val = n.meta.get("val")
-            if isinstance(val, torch.Tensor):
-                with self.graph.inserting_before(cat):
-                    n = exact_copy(self.graph, n)
-                self._record(n)
-                if self.captured.channels_last and val.dim() == 4:
-                    # Inductor gives the result the layout that its inputs' metadata show.
-                    n.meta["val"] = val.contiguous(memory_format=torch.channels_last)
-            copies.append(n)
+            if not isinstance(val, torch.Tensor):
+                copies.append(n)
+                continue
+            with self.graph.inserting_before(cat):
+                own = self._channels_last(n) if val.dim() == 4 else exact_copy(self.graph, n)
+            self._record(own)
+            copies.append(own)
         cat.args = (copies, *cat.args[1:])
+
+    def _channels_last(self, node: fx.Node) -> fx.Node:
+        """Copy an image; Inductor gives a concatenation the layout that its inputs' metadata show.
+
+        A clone into another layout is no clone that Inductor drops.
+        """
+        if not self.captured.channels_last:
+            return exact_copy(self.graph, node)
+        last = torch.channels_last
+        new = self.graph.call_function(
+            torch.ops.aten.clone.default, (node,), {"memory_format": last}
+        )
+        new.meta = {"val": node.meta["val"].contiguous(memory_format=last)}
+        return new
 
     def _record(self, new: fx.Node) -> None:
         if self.phase == "forward":
@@ -104,7 +120,9 @@ class _Emitter:
                 self.env[user] = self.copy(user)
                 self._getitems(user)
 
-    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], val: Any) -> fx.Node:
+    def _call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], val: Any
+    ) -> fx.Node:
         new = self.graph.call_function(target, args, kwargs)
         new.meta["val"] = val
         self._record(new)
@@ -147,8 +165,7 @@ class _Emitter:
         backward = [self.arg(n) if isinstance(n, fx.Node) else n for n in flat[k:]]
         new = self.graph.output((*forward, *backward))
         new.meta = dict(output.meta)
-        self.graph.lint()
-        return fx.GraphModule(self.joint, self.graph)
+        return _torch.make_graph_module(self.joint, self.graph)
 
 
 def _is_backward_input(node: fx.Node) -> bool:
@@ -161,7 +178,7 @@ def _state_like(val: Any) -> torch.Tensor:
     device = first.device
     state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
     mode = getattr(first, "fake_mode", None)
-    return state if mode is None else mode.from_tensor(state)  # type: ignore[no-any-return]
+    return state if mode is None else mode.from_tensor(state)
 
 
 @dataclass(frozen=True)
@@ -225,7 +242,6 @@ def split(
     )
     for phase, part in (("forward", forward), ("backward", backward)):
         _eliminate(part.graph, emission.effects[phase])
-        part.recompile()
     forward = _torch.thread_graphsafe_rng_from_hops(forward, is_backward=False)
     backward = _torch.thread_graphsafe_rng_from_hops(backward, is_backward=True)
     return forward, backward

@@ -22,7 +22,8 @@ prims = torch.ops.prims
 # A discrete decision: two compilations of what feeds it may differ in the last bit and decide
 # differently, and the gradient follows the decision (pytorch/pytorch#186572).
 _DECISIONS = {
-    aten.argmax, aten.argmin, aten.argsort, aten.topk, aten.sort, aten.kthvalue, aten.mode, aten.median,
+    aten.argmax, aten.argmin, aten.argsort, aten.topk, aten.sort, aten.kthvalue, aten.mode,
+    aten.median,
     aten.nanmedian, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.multinomial,
     aten.nonzero, aten.unique_consecutive, aten._unique2, aten.searchsorted, aten.bucketize,
     prims._low_memory_max_pool_with_offsets, aten.adaptive_max_pool2d,
@@ -57,7 +58,7 @@ def is_random(node: fx.Node) -> bool:
     for k, arg in enumerate(schema.arguments if schema else ()):
         if arg.name == "dropout_p":
             given = node.args[k] if k < len(node.args) else node.kwargs.get("dropout_p", 0.0)
-            return given != 0.0
+            return bool(given != 0.0)
     return "inductor" not in str(node.target)
 
 

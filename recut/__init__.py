@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from recut.backend import ckpt_backend
 from recut.errors import RecutError, SettingError
-from recut.pipeline import partition
 from recut.partitioners.errors import ForeignPlan, InfeasibleBudget, InvalidSchedule
+from recut.pipeline import partition
 from recut.report import GraphReport, clear_reports, reports
 from recut.settings import Budget, Settings, parse_budget
 

@@ -12,10 +12,10 @@ from typing import Any
 from torch import fx
 
 from recut.errors import SettingError
-from recut.pipeline import partition_under
 from recut.partitioners.machine import MACHINES
 from recut.passes import _torch
 from recut.passes.fusion import inductor_patches, wrap_inner_compile
+from recut.pipeline import partition_under
 from recut.settings import Settings
 
 
@@ -92,9 +92,10 @@ def ckpt_backend(
     patches.update(settings.inductor)
     patches.update(inductor_patches())
     patches["custom_partitioner_fn"] = Partitioner(settings)
-    return compile_fx(  # type: ignore[no-any-return, unused-ignore]
+    compiled: Any = compile_fx(
         gm,
         list(example_inputs),
         inner_compile=wrap_inner_compile(compile_fx_inner),
         config_patches=patches,
     )
+    return compiled  # type: ignore[no-any-return]

@@ -42,12 +42,7 @@ def differences(problem, schedule):
     "compiler",
     [
         "eager",
-        pytest.param(
-            "inductor",
-            marks=pytest.mark.xfail(
-                raises=AssertionError, reason="for the reasons of the two tests marked so below"
-            ),
-        ),
+        "inductor",
     ],
 )
 def test_agrees_with_the_definition(compiler):
@@ -210,10 +205,6 @@ def test_what_is_made_and_read_in_one_kernel_takes_no_memory(made, between, expe
     assert live(net, (b, c), compiler="inductor") == expected
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="heavy counts for the op itself only, not for what it evaluates anew",
-)
 def test_a_shared_value_that_evaluates_a_heavy_one_anew_is_a_buffer():
     net = Net()
     (a,) = net.op("a", (net.input(),), 10)
@@ -308,10 +299,6 @@ def test_a_kernel_that_reduces_writes_nothing_in_place():
         assert live(net, (c,), compiler="inductor") == expected
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="it ends where its last reader runs, not its last kernel",
-)
 def test_an_input_lives_until_the_last_kernel_that_reads_it():
     net = Net()
     (a,) = net.op("a", (net.input(),), 100)

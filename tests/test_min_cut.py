@@ -80,37 +80,6 @@ def test_rules_are_kept():
     assert must_recompute > 20
 
 
-def test_forced_values_that_must_not_be_saved():
-    tried = 0
-    for seed, problem, values, save, recompute in cases():
-        rng = random.Random(f"forced {seed}")
-        forced = {v: False for v in values if rng.random() < 0.3}
-        allowed = [v for v in values if v not in forced]
-        best = min(price(problem, s, save, recompute) for s in subsets(allowed))
-        if not forced or best == math.inf:
-            continue
-        found = min_cut(problem, save, recompute, forced)
-        assert not found & forced.keys(), seed
-        assert price(problem, found, save, recompute) == best, seed
-        tried += 1
-    assert tried > CASES / 8
-
-
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="forced=True only makes saving free, and a free recomputation wins",
-)
-def test_forced_values_that_have_to_be_saved():
-    for seed, problem, values, save, recompute in cases():
-        may = [
-            v for v in values if problem.ops[problem.values[v].producer].rule is Rule.MAY_RECOMPUTE
-        ]
-        rng = random.Random(f"forced {seed}")
-        forced = {v: True for v in may if rng.random() < 0.3}
-        found = min_cut(problem, save, recompute, forced)
-        assert forced.keys() <= found, seed
-
-
 def chain(**middle):
     """f0 -> f1 -> f2, all read by the backward; ``middle`` goes to f1."""
     net = Net()
