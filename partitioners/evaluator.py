@@ -15,7 +15,8 @@ The model, for entry t of forward + backward:
 - Under Inductor an instance that is made and last needed between the same two ops that do not fuse
   stays inside one kernel and takes no memory. Ops between the same two that exchange such
   instances, or evaluated ones, are one kernel: it runs at the place of its last op, its inputs live
-  until then and its outputs from then. A kernel that reduces writes nothing in place.
+  until then and its outputs from then. A kernel that reduces writes nothing in place, and nothing
+  is written over an input that several ops of that stretch read.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ class _Lives:
     ends: list[int]
     nothing: list[bool]
     reduces: frozenset[int]  # moments at which a kernel with a reduction runs
+    shared: frozenset[int]  # instances that several ops of their last stretch read
 
 
 def _fused(trace: _Trace) -> _Lives:
@@ -160,7 +162,27 @@ def _fused(trace: _Trace) -> _Lives:
             for q in sources[k]:
                 last[q] = max(last[q], last[k])
     ends = last
-    return _Lives(starts, [max(s, e) for s, e in zip(starts, ends, strict=True)], nothing, reduces)
+    ends = [max(s, e) for s, e in zip(starts, ends, strict=True)]
+    return _Lives(starts, ends, nothing, reduces, _shared(trace, inlined, sources, epoch))
+
+
+def _shared(
+    trace: _Trace,
+    inlined: Sequence[bool],
+    sources: Sequence[frozenset[int]],
+    epoch: Sequence[int],
+) -> frozenset[int]:
+    """Return the instances that several ops read in their last stretch, evaluated ones included."""
+    written = {t for k, t in enumerate(trace.start) if not inlined[k]}
+    last: dict[int, tuple[tuple[bool, int], int]] = {}
+    for t, i in enumerate(trace.order):
+        if t not in written and trace.problem.ops[i].outputs:
+            continue
+        side = (t >= trace.split, epoch[t])
+        for s in {s for r in trace.reads[t] for s in sources[r]}:
+            before, count = last.get(s, (side, 0))
+            last[s] = (side, count + 1 if before == side else 1)
+    return frozenset(s for s, (_, count) in last.items() if count > 1)
 
 
 def _kernels(
@@ -239,7 +261,7 @@ def evaluate(problem: Problem, schedule: Schedule) -> Timeline:
         lives = _fused(trace)
     else:
         count = len(trace.value)
-        lives = _Lives(trace.start, _last_reads(trace), [False] * count, frozenset())
+        lives = _Lives(trace.start, _last_reads(trace), [False] * count, frozenset(), frozenset())
     sizes = [
         0 if x else problem.values[v].bytes for v, x in zip(trace.value, lives.nothing, strict=True)
     ]
@@ -259,10 +281,10 @@ def _subtract_inplace(trace: _Trace, lives: _Lives, sizes: Sequence[int], live: 
     """Take from ``live`` what ops write over an input that dies with them."""
     dying: dict[int, list[int]] = {}
     made: dict[int, list[int]] = {}
-    for s, e, size in zip(lives.starts, lives.ends, sizes, strict=True):
+    for k, (s, e, size) in enumerate(zip(lives.starts, lives.ends, sizes, strict=True)):
         if size and s >= 0:
             made.setdefault(s, []).append(size)
-            if s < e:
+            if s < e and k not in lives.shared:
                 dying.setdefault(e, []).append(size)
     for t, free in dying.items():
         if t >= len(trace.order) or not trace.problem.ops[trace.order[t]].inplace:

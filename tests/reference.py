@@ -149,7 +149,7 @@ class Reference:
         if not self.ops[t].inplace or (self.problem.compiler == "inductor" and reduces):
             return 0
         old = [i for i in self.live(t) if 0 <= self.started(i) < t]
-        dying = [i for i in old if not self.alive(i, t + 1)]
+        dying = [i for i in old if not self.alive(i, t + 1) and not self.shared(i)]
         total = 0
         for inst in self.live(t):
             fits = [d for d in dying if self.bytes(d) == self.bytes(inst)]
@@ -157,6 +157,16 @@ class Reference:
                 dying.remove(fits[0])
                 total += self.bytes(inst)
         return total
+
+    def shared(self, inst):
+        """Return whether several ops that write something read an instance in its last stretch."""
+        if self.problem.compiler != "inductor":
+            return False
+        anew = {i for i, (inlined, *_) in self.fate.items() if inlined}
+        made = {t: [i for i in self.instances if i[1] == t] for t in self.needed[inst]}
+        users = [t for t in self.needed[inst] if not made[t] or any(i not in anew for i in made[t])]
+        last = self.side(max(users, default=0))
+        return len([t for t in users if self.side(t) == last]) > 1
 
     def total(self, t):
         """Return the bytes in memory while the op at a moment runs."""
