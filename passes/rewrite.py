@@ -26,6 +26,8 @@ from recut.passes import _torch, costs
 from recut.passes.capture import Capture
 from recut.passes.prepare import exact_copy
 
+aten = torch.ops.aten
+
 
 class _Emitter:
     """Emits a schedule into a new graph; ``env`` maps a joint-graph node to its latest copy."""
@@ -39,6 +41,7 @@ class _Emitter:
         self.views: dict[tuple[Any, ...], fx.Node] = {}
         self.in_forward: set[fx.Node] = set()
         self.phase = "forward"
+        self.last_kernel: fx.Node | None = None  # the latest op that does not fuse
         twice = set(schedule.recomputed(captured.problem))
         self.replayed = {i for i in twice if captured.problem.ops[i].random}
         self.states: dict[int, fx.Node] = {}
@@ -57,15 +60,29 @@ class _Emitter:
     def copy(self, node: fx.Node) -> fx.Node:
         """Copy a node of the joint graph to this place."""
         new = self.graph.node_copy(node, self.arg)
-        if (
-            new.target is torch.ops.aten.cat.default
-            and self.captured.problem.compiler == "inductor"
-        ):
-            self._own_storage(new)
+        if self.captured.problem.compiler == "inductor":
+            if new.target is aten.cat.default:
+                self._own_storage(new)
+            elif new.target is aten.add.Tensor:
+                self._stay_apart(new)
         if self.phase == "backward" and new.meta.get("partitioner_tag") == "must_be_in_forward":
             new.meta["partitioner_tag"] = "is_backward"
         self._record(new)
         return new
+
+    def _stay_apart(self, add: fx.Node) -> None:
+        """Keep a matmul that ran before other kernels out of the sum that reads it.
+
+        Inductor turns the sum of a matmul and something into one ``addmm`` at the place of the sum.
+        Where a gradient is summed at the end (a tied embedding), both operands of the matmul would
+        live until then. A copy in between hides the pair and is computed within the sum.
+        """
+        for n in add.all_input_nodes:
+            if n.target is aten.mm.default and n is not self.last_kernel:
+                with self.graph.inserting_before(add):
+                    copy = exact_copy(self.graph, n)
+                self._record(copy)
+                add.replace_input_with(n, copy)
 
     def _own_storage(self, cat: fx.Node) -> None:
         """Keep the inputs of a concatenation out of its result.
@@ -95,9 +112,7 @@ class _Emitter:
         if not self.captured.channels_last:
             return exact_copy(self.graph, node)
         last = torch.channels_last
-        new = self.graph.call_function(
-            torch.ops.aten.clone.default, (node,), {"memory_format": last}
-        )
+        new = self.graph.call_function(aten.clone.default, (node,), {"memory_format": last})
         new.meta = {"val": node.meta["val"].contiguous(memory_format=last)}
         return new
 
@@ -110,6 +125,8 @@ class _Emitter:
         node = self.captured.op_nodes[i]
         self.env[node] = self._replay(i, node) if i in self.replayed else self.copy(node)
         self.ops[self.env[node].name] = i
+        if not self.captured.problem.fuses[i]:
+            self.last_kernel = self.env[node]
         if node.is_impure() or self.captured.problem.ops[i].random:
             self.effects[self.phase].add(self.env[node].name)
         self._getitems(node)
