@@ -183,9 +183,17 @@ class _Builder:
         expr = " + ".join(str(s.node.expr) for s in symbolic if isinstance(s, torch.SymInt))
         self.value_of[node] = len(self.values)
         if producer < 0:
-            size = costs.channels_last_copy(node) if self.channels_last else 0
+            size = self._input_bytes(node)
         self.values.append(Value(node.name, size, producer, expr))
         return self.value_of[node]
+
+    def _input_bytes(self, node: fx.Node) -> int:
+        """Return the bytes that an input takes during the step."""
+        val = node.meta.get("val")
+        if node.op == "placeholder" and _torch.is_tangent(node) and isinstance(val, torch.Tensor):
+            # Autograd makes the gradient of a scalar loss itself, between forward and backward.
+            return costs.nbytes(val) if val.dim() == 0 else 0
+        return costs.channels_last_copy(node) if self.channels_last else 0
 
     def reads(self, node: fx.Node) -> tuple[int, ...]:
         """Return the values that a node reads, in order and without repeats."""
@@ -304,7 +312,7 @@ def capture(
         tuple(ops),
         tuple(b.values),
         _output_values(b, b.forward_outputs),
-        _output_values(b, b.backward_outputs),
+        _output_values(b, [*b.backward_outputs, *_loss_gradients(b)]),
         compiler,
     )
     return Capture(
@@ -315,6 +323,12 @@ def capture(
         num_fwd_outputs,
         b.channels_last,
     )
+
+
+def _loss_gradients(b: _Builder) -> list[fx.Node]:
+    """Return the gradients of scalar losses: autograd holds them until the backward has ended."""
+    placeholders = b.graph.find_nodes(op="placeholder")
+    return [n for n in placeholders if _torch.is_tangent(n) and b.values[b.value_of[n]].bytes]
 
 
 def _output_values(b: _Builder, nodes: Sequence[fx.Node]) -> tuple[int, ...]:
