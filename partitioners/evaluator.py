@@ -139,10 +139,7 @@ def _fused(trace: _Trace) -> _Lives:
     inlined, sources = _inlined(trace)
     ends = _last_reads(trace)
     n = len(trace.order)
-    for k, inside in enumerate(inlined):
-        if inside:
-            for s in sources[k]:
-                ends[s] = max(ends[s], ends[k])
+    _outlive_readers(ends, inlined, sources)
     epoch, fuses = trace.epochs(), trace.problem.fuses
     nothing = list(inlined)
     for k, t in enumerate(trace.start):
@@ -153,17 +150,23 @@ def _fused(trace: _Trace) -> _Lives:
             nothing[k] = True
     place, reduces = _kernels(trace, nothing, epoch)
     starts = [place[t] if t >= 0 else t for t in trace.start]
-    last = [
+    ends = [
         e if e >= n else max([place[e] if e >= 0 else e, *(place[r] for r in readers)])
         for e, readers in zip(ends, trace.readers, strict=True)
     ]
-    for k, inside in enumerate(inlined):
-        if inside:
-            for q in sources[k]:
-                last[q] = max(last[q], last[k])
-    ends = last
+    _outlive_readers(ends, inlined, sources)
     ends = [max(s, e) for s, e in zip(starts, ends, strict=True)]
     return _Lives(starts, ends, nothing, reduces, _shared(trace, inlined, sources, epoch))
+
+
+def _outlive_readers(
+    ends: list[int], inlined: Sequence[bool], sources: Sequence[frozenset[int]]
+) -> None:
+    """Let the buffers behind an instance that its readers evaluate live as long as they need it."""
+    for k, inside in enumerate(inlined):
+        if inside:
+            for s in sources[k]:
+                ends[s] = max(ends[s], ends[k])
 
 
 def _shared(

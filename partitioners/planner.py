@@ -134,7 +134,7 @@ class Planner:
         for inst in line.at(moment):
             value = problem.values[inst.value]
             if value.producer < 0:
-                why = "the copy that the compiler makes of an input"
+                why = "made of or for an input: a copy in another layout, or the loss's gradient"
                 found.append(Culprit(value.name, inst.bytes, "an input", "", why))
                 continue
             op = problem.ops[value.producer]
