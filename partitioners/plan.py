@@ -13,7 +13,7 @@ from recut.partitioners.evaluator import evaluate
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Plan:
         added_seconds: predicted time of running ops again, in seconds.
         bound_seconds: no plan under the budget adds less than this, in seconds (0: not known).
         planner: which planner answered.
+        observed: (op, bytes) that compiled code was seen to hold beyond the problem's own count,
+            and that ``peak`` includes.
     """
 
     digest: str
@@ -37,6 +39,7 @@ class Plan:
     added_seconds: float
     bound_seconds: float
     planner: str
+    observed: tuple[tuple[int, int], ...] = ()
 
     @property
     def gap(self) -> float:
@@ -56,7 +59,7 @@ class Plan:
                 f"{problem.digest[:12]}): plan again, or unset RECUT_PLAN"
             )
         self.schedule.check(problem)
-        peak = evaluate(problem, self.schedule).peak
+        peak = evaluate(problem.with_observed(dict(self.observed)), self.schedule).peak
         if peak != self.peak:
             raise InvalidSchedule(f"the plan promises a peak of {self.peak} bytes, but has {peak}")
 
@@ -70,6 +73,7 @@ class Plan:
             "added_seconds": self.added_seconds,
             "bound_seconds": self.bound_seconds,
             "planner": self.planner,
+            "observed": [list(pair) for pair in self.observed],
             "forward": list(self.schedule.forward),
             "backward": list(self.schedule.backward),
         }
@@ -86,6 +90,12 @@ class Plan:
         forward, backward = (_field(data, name, list) for name in ("forward", "backward"))
         if not all(type(i) is int for i in (*forward, *backward)):
             raise ValueError("plan: forward and backward have to be lists of whole numbers")
+        observed = _field(data, "observed", list)
+        if not all(
+            type(pair) is list and len(pair) == 2 and all(type(i) is int for i in pair)
+            for pair in observed
+        ):
+            raise ValueError("plan: observed has to be a list of pairs of whole numbers")
         return Plan(
             _field(data, "digest", str),
             Schedule(tuple(forward), tuple(backward)),
@@ -94,6 +104,7 @@ class Plan:
             float(_field(data, "added_seconds", int, float)),
             float(_field(data, "bound_seconds", int, float)),
             _field(data, "planner", str),
+            tuple((op, size) for op, size in observed),
         )
 
     def dumps(self) -> str:
@@ -123,4 +134,5 @@ def make_plan(
         schedule.added_seconds(problem),
         bound,
         planner,
+        tuple((i, o.observed) for i, o in enumerate(problem.ops) if o.observed),
     )

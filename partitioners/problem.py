@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recut.partitioners.tables import Tables
 
 
 class Kind(StrEnum):
@@ -76,6 +79,8 @@ class Op:
         heavy: Inductor keeps its result where several ops read it, rather than evaluate it anew.
         inplace: it can write its output over an input of the same size that dies with it.
         workspace: bytes that it allocates while it runs.
+        observed: how many bytes of ``workspace`` no formula knows: the compiled code was seen to
+            hold them.
         source: the user's source line.
     """
 
@@ -92,11 +97,12 @@ class Op:
     heavy: bool = False
     inplace: bool = False
     workspace: int = 0
+    observed: int = 0
     source: str = ""
 
 
-# Fields of an op that no plan depends on.
-_NO_MATTER = frozenset({"name", "source", "reason"})
+# Fields of an op that do not identify a problem: names, and what was only observed of its code.
+_NO_MATTER = frozenset({"name", "source", "reason", "observed"})
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,13 @@ class Problem:
     forward_outputs: tuple[int, ...]
     backward_outputs: tuple[int, ...]
     compiler: str = "inductor"
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The problem as arrays."""
+        from recut.partitioners.tables import Tables
+
+        return Tables(self)
 
     @cached_property
     def readers(self) -> tuple[tuple[int, ...], ...]:
@@ -156,24 +169,33 @@ class Problem:
         """
         return tuple(i for i, b in enumerate(self.is_backward) if b)
 
+    def forward_made(self, values: Iterable[int]) -> tuple[int, ...]:
+        """Return those of some values that ops outside the backward make."""
+        return tuple(
+            v for v in values if (p := self.values[v].producer) >= 0 and not self.is_backward[p]
+        )
+
+    @cached_property
+    def forward_inputs(self) -> tuple[tuple[int, ...], ...]:
+        """For each op what it reads of what ops outside the backward make."""
+        return tuple(self.forward_made(op.inputs) for op in self.ops)
+
     @cached_property
     def backward_reads(self) -> tuple[int, ...]:
         """Values made by ops outside the backward that the backward reads or returns."""
         seen = {v for i in self.backward_order for v in self.ops[i].inputs}
-        seen.update(self.backward_outputs)
-        return tuple(
-            sorted(
-                v
-                for v in seen
-                if self.values[v].producer >= 0 and not self.is_backward[self.values[v].producer]
-            )
-        )
+        return tuple(sorted(self.forward_made(seen.union(self.backward_outputs))))
 
     @cached_property
     def forward_required(self) -> frozenset[int]:
         """Ops that the forward runs whatever is saved."""
         need = [i for i, op in enumerate(self.ops) if op.phase is Phase.FORWARD]
         return frozenset(self.ancestors(need))
+
+    @cached_property
+    def forward_order(self) -> tuple[int, ...]:
+        """The ops that the forward runs whatever is saved, in joint-graph order."""
+        return tuple(sorted(self.forward_required))
 
     def ancestors(self, ops: Iterable[int]) -> set[int]:
         """Return ``ops`` and every op that they depend on."""
@@ -194,17 +216,34 @@ class Problem:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of everything that a plan depends on (names and source lines are not part)."""
-        ops = [
-            tuple(getattr(o, f.name) for f in fields(o) if f.name not in _NO_MATTER)
-            for o in self.ops
+        """Hash of the graph and its costs (names, source lines and observations are not part)."""
+        names = [f.name for f in fields(Op) if f.name not in _NO_MATTER]
+        plain = [
+            replace(o, workspace=o.workspace - o.observed) if o.observed else o for o in self.ops
         ]
+        ops = [tuple(getattr(o, name) for name in names) for o in plain]
         values = [(v.bytes, v.producer) for v in self.values]
         text = json.dumps(
             [ops, values, self.forward_outputs, self.backward_outputs, self.compiler],
             separators=(",", ":"),
         )
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def with_observed(self, extra: Mapping[int, int]) -> Problem:
+        """Return the problem with bytes that compiled code was seen to hold beyond ``workspace``.
+
+        Args:
+            extra: bytes by op; they take the place of what was observed before.
+        """
+        if not extra and not any(o.observed for o in self.ops):
+            return self
+        ops = tuple(
+            replace(
+                o, workspace=o.workspace - o.observed + extra.get(i, 0), observed=extra.get(i, 0)
+            )
+            for i, o in enumerate(self.ops)
+        )
+        return replace(self, ops=ops)
 
     def to_json(self) -> dict[str, Any]:
         """Return the Problem as plain JSON data; :meth:`from_json` reads it back."""

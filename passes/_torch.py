@@ -64,6 +64,13 @@ from torch._inductor.choices import InductorChoices  # isort: skip
 from torch._inductor.graph import GraphLowering  # isort: skip
 from torch._inductor.virtualized import V  # isort: skip
 
+# What Inductor's own peak-memory pass computes of scheduled kernels: each buffer's size and
+# readers, and from them the first and last kernel that need it. Used with CustomSchedulerPass only.
+from torch._inductor.memory import (  # isort: skip
+    assign_memory_planning_info_for_scheduler_buffers as assign_memory_planning_info,
+)
+from torch._inductor.memory import compute_memory_timeline  # isort: skip
+
 # Random ops that carry their generator state, used by torch's own checkpointing. Since 2.1.
 from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state  # isort: skip
 
@@ -104,7 +111,9 @@ __all__ = [
     "InductorChoices",
     "OrderedSet",
     "V",
+    "assign_memory_planning_info",
     "cleanup_recompute_tags",
+    "compute_memory_timeline",
     "default_partition",
     "extract_fwd_bwd_modules",
     "flop_registry",

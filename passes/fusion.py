@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from recut.passes import _torch
+from recut.passes.scheduled import Expectation, Observation, observe
 
 _META = "recut.planned"
-_KEY = ("recut planned order", 1)
+_KEY = ("recut planned order", 2)
+_POST_FUSION = "_post_fusion_custom_pass"
 
 
 class PlannedOrderChoices(_torch.InductorChoices):  # type: ignore[misc, unused-ignore]
@@ -91,41 +93,102 @@ def planned_order(nodes: Sequence[Any]) -> list[Any]:
     return out
 
 
+def run_one_by_one(nodes: Sequence[Any]) -> None:
+    """Have each kernel called by itself on a CPU.
+
+    Inductor's C++ backend joins all kernels between two library calls into one function, which
+    allocates every output before and frees every input after it. A call of its own costs
+    microseconds.
+
+    Args:
+        nodes: Inductor's scheduler nodes.
+    """
+    devices = {n.get_device() for n in nodes} - {None}
+    for device in devices:
+        if device.type == "cpu":
+            nodes[0].scheduler.get_backend(device).ready_to_flush = lambda: True
+
+
+Listener = Callable[[Observation], None]
+
 if _torch.CustomSchedulerPass is not None:
 
     class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ignore]
-        """The pass behind fusion that puts kernels back into the plan's order."""
+        """The pass behind fusion that puts kernels back into the plan's order.
+
+        Args:
+            before: a pass of the user's that runs first.
+            promised: what the plan counts for the graph.
+            listener: told what the kernels hold once their code is generated.
+        """
+
+        def __init__(
+            self,
+            before: Any = None,
+            promised: Expectation | None = None,
+            listener: Listener | None = None,
+        ) -> None:
+            self.before = before
+            self.promised = promised
+            self.listener = listener
 
         def __call__(self, nodes: list[Any]) -> list[Any]:
             """Return ``nodes`` in the plan's order."""
-            return (
-                planned_order(nodes) if isinstance(_torch.V.choices, PlannedOrderChoices) else nodes
-            )
+            if self.before is not None:
+                nodes = self.before(nodes)
+            if not isinstance(_torch.V.choices, PlannedOrderChoices):
+                return nodes
+            # A subgraph (of a condition or a loop) has kernels and a scheduler of its own.
+            if self.promised is not None and not hasattr(_torch.V.graph, "parent"):
+                self._watch(nodes, self.promised)
+            run_one_by_one(nodes)
+            return planned_order(nodes)
 
         def uuid(self) -> object:
-            """Return what changes the generated code."""
-            return _KEY
+            """Return what changes the generated code, or may refuse it."""
+            before = None if self.before is None else self.before.uuid()
+            limit = None if self.promised is None else (self.promised.limit, self.promised.held)
+            return (*_KEY, before, limit)
+
+        def _watch(self, nodes: Sequence[Any], promised: Expectation) -> None:
+            """Have the listener told when the scheduler has generated its code."""
+            if not nodes or self.listener is None:
+                return
+            scheduler, listener = nodes[0].scheduler, self.listener
+            generate = scheduler.codegen
+
+            def generate_and_observe() -> None:
+                generate()
+                listener(observe(scheduler, promised))
+
+            scheduler.codegen = generate_and_observe
 
 
-def inductor_patches() -> dict[str, Any]:
-    """Return the Inductor options that planned graphs need."""
+def inductor_patches(before: Any = None) -> dict[str, Any]:
+    """Return the Inductor options that planned graphs need.
+
+    Args:
+        before: the user's own pass behind fusion, or None.
+    """
     if _torch.CustomSchedulerPass is None:
         return {}
-    return {"_post_fusion_custom_pass": PlannedOrder()}
+    return {_POST_FUSION: PlannedOrder(before)}
 
 
-def mark(module: Any) -> None:
-    """Note on a graph module that its order is a plan's."""
-    module.meta[_META] = True
+def promise(module: Any, expectation: Expectation) -> None:
+    """Note on a graph module that its order is a plan's, and what the plan counts."""
+    module.meta[_META] = expectation
 
 
-def wrap_inner_compile(inner: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_inner_compile(inner: Callable[..., Any], listener: Listener) -> Callable[..., Any]:
     """Return Inductor's inner compiler that keeps planned graphs to their order.
 
     Args:
         inner: ``compile_fx_inner``.
+        listener: told what the kernels of each planned graph hold; what it raises ends the
+            compilation before any compiler has run on the graph's kernels.
     """
-    planned_patches = {
+    planned_patches: dict[str, Any] = {
         # The plan's order is the order, and Inductor's estimate counts what stays inside a kernel.
         "reorder_for_peak_memory": _torch.CustomSchedulerPass is None,
         # A buffer that waits in Inductor's pool for its next use stays allocated meanwhile, up to
@@ -134,11 +197,16 @@ def wrap_inner_compile(inner: Callable[..., Any]) -> Callable[..., Any]:
     }
 
     def compile_in_order(gm: Any, example_inputs: Any, **kwargs: Any) -> Any:
-        if not getattr(gm, "meta", {}).get(_META):
+        promised = getattr(gm, "meta", {}).get(_META)
+        if promised is None:
             return inner(gm, example_inputs, **kwargs)
+        patches = dict(planned_patches)
+        if _torch.CustomSchedulerPass is not None:
+            before = getattr(getattr(_torch.inductor_config, _POST_FUSION), "before", None)
+            patches[_POST_FUSION] = PlannedOrder(before, promised, listener)
         with (
             _torch.V.set_choices_handler(PlannedOrderChoices()),
-            _torch.inductor_config.patch(planned_patches),
+            _torch.inductor_config.patch(patches),
         ):
             return inner(gm, example_inputs, **kwargs)
 

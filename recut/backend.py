@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -15,8 +16,11 @@ from recut.errors import SettingError
 from recut.partitioners.machine import MACHINES
 from recut.passes import _torch
 from recut.passes.fusion import inductor_patches, wrap_inner_compile
-from recut.pipeline import partition_under
+from recut.passes.scheduled import Observation
+from recut.pipeline import Experience, Partitioned, partition_under
 from recut.settings import Settings
+
+log = logging.getLogger("recut")
 
 
 @cache
@@ -30,29 +34,93 @@ def _sources_digest() -> str:
     return digest.hexdigest()
 
 
+# Attempts at one graph. What is learnt of an op only grows, so they end by themselves, mostly with
+# the second.
+_ATTEMPTS = 6
+
+
+class OverBudget(Exception):  # noqa: N818 - an answer, not a failure
+    """Ends the compilation of a graph whose kernels exceed the budget; never reaches a user."""
+
+
 class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-defined, unused-ignore]
-    """Inductor's partitioner hook, bound to the settings of one ``torch.compile`` call."""
+    """Inductor's partitioner hook, bound to the settings of one ``torch.compile`` call.
+
+    It remembers what the kernels of an attempt held beyond their plan, and plans again with that.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.experience: dict[str, Experience] = {}
+        self.current: dict[str, Partitioned] = {}
+        self.seen: dict[str, int] = {}  # the highest peak of the current attempt's kernels
+        self.refused: Observation | None = None
 
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Partition ``gm``; called by Inductor after its joint-graph passes."""
-        return partition_under(
+        result = partition_under(
             self.settings,
             gm,
             num_fwd_outputs=kwargs["num_fwd_outputs"],
             static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
             compiler="inductor",
+            experience=self.experience,
         )
+        if result.digest is not None:
+            self.current[result.digest] = result
+        return result.forward, result.backward
+
+    def listen(self, seen: Observation) -> None:
+        """Take note of what a graph's kernels hold.
+
+        Raises:
+            OverBudget: it is more than the plan has promised.
+        """
+        self.seen[seen.digest] = max(seen.peak, self.seen.get(seen.digest, 0))
+        if not seen.fits:
+            self.refused = seen
+            raise OverBudget(f"kernels hold {seen.peak} of {seen.limit} bytes")
+
+    def learn(self, last: bool) -> bool:
+        """Prepare the next attempt by what the one before has shown; False if it showed nothing.
+
+        Args:
+            last: the next attempt is the last.
+        """
+        seen, self.refused = self.refused, None
+        if seen is None:
+            return False
+        attempt = self.current[seen.digest]
+        report = attempt.report
+        assert report is not None, "only planned graphs are observed"
+        before = self.experience.get(seen.digest)
+        observed = dict(before.observed) if before else {}
+        for op, size in seen.excess.items():
+            observed[op] = observed.get(op, 0) + size
+        promised = not (last and report.asked.kind == "fraction")
+        self.experience[seen.digest] = Experience(attempt.budget, observed, promised)
+        log.debug(
+            "kernels hold %d bytes at the worst moment, %d were planned: planning again",
+            seen.peak,
+            report.peak,
+        )
+        self.current.clear()
+        self.seen.clear()
+        return True
+
+    def announce(self, attempts: int) -> None:
+        """Report the accepted partitions."""
+        for digest, result in self.current.items():
+            result.announce(self.seen.get(digest), attempts)
 
     def uuid(self) -> object:
         """Return what the compile caches key a plan on: sources, settings and machine.
 
-        Never ``None``: Inductor gives a partitioner without an id the key of no partitioner at
-        all, and would serve a stale plan.
+        What was learnt is no part of it: it follows from these and the graph. Never ``None``:
+        Inductor gives a partitioner without an id the key of no partitioner at all, and would
+        serve a stale plan.
         """
         machines = tuple(MACHINES[name].key() for name in sorted(MACHINES))
         return ("recut", _sources_digest(), self.settings.key(), machines)
@@ -90,12 +158,24 @@ def ckpt_backend(
             )
         patches.update(modes[mode])
     patches.update(settings.inductor)
-    patches.update(inductor_patches())
-    patches["custom_partitioner_fn"] = Partitioner(settings)
-    compiled: Any = compile_fx(
-        gm,
-        list(example_inputs),
-        inner_compile=wrap_inner_compile(compile_fx_inner),
-        config_patches=patches,
-    )
-    return compiled  # type: ignore[no-any-return]
+    patches.update(inductor_patches(patches.get("_post_fusion_custom_pass")))
+    partitioner = Partitioner(settings)
+    patches["custom_partitioner_fn"] = partitioner
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            # The backward is compiled at once: after the first forward it could not be planned
+            # again.
+            with _torch.functorch_config.patch(force_non_lazy_backward_lowering=True):
+                compiled: Any = compile_fx(
+                    gm,
+                    list(example_inputs),
+                    inner_compile=wrap_inner_compile(compile_fx_inner, partitioner.listen),
+                    config_patches=patches,
+                )
+        except Exception:
+            if attempt == _ATTEMPTS or not partitioner.learn(attempt + 1 == _ATTEMPTS):
+                raise
+        else:
+            partitioner.announce(attempt)
+            return compiled  # type: ignore[no-any-return]
+    raise AssertionError("the last attempt returns or raises")

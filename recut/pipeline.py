@@ -11,22 +11,28 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
 from recut.files import dump_graph, read_plan
+from recut.partitioners.errors import InfeasibleBudget
+from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
-from recut.partitioners.planner import Planner, plan_under
+from recut.partitioners.planner import Planner
 from recut.passes import _torch
 from recut.passes.capture import Capture, capture, machine_for
 from recut.passes.costs import tensors
-from recut.passes.fusion import mark
+from recut.passes.fusion import promise
 from recut.passes.prepare import has_backward, prepare
 from recut.passes.rewrite import emit, split
+from recut.passes.scheduled import expectations
 from recut.passes.verify import verify
 from recut.report import GraphReport, record
 from recut.settings import Settings
@@ -55,13 +61,73 @@ def partition(
         SettingError: a setting of the environment cannot be read.
         InfeasibleBudget: no plan fits the budget.
     """
-    return partition_under(
+    result = partition_under(
         Settings.read(None),
         joint_module,
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_indices=static_lifetime_input_indices,
         compiler=compiler,
     )
+    result.announce()
+    return result.forward, result.backward
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What an earlier attempt at a graph has taught.
+
+    Attributes:
+        budget: bytes that the budget stood for then; it stays, whatever is learnt of the peaks.
+        observed: bytes by op that compiled code holds beyond the problem's own count.
+        promised: whether the next attempt has to hold the budget.
+    """
+
+    budget: int
+    observed: Mapping[int, int]
+    promised: bool = True
+
+
+@dataclass(frozen=True)
+class Partitioned:
+    """A forward and a backward, and what to tell about them once they are accepted.
+
+    Attributes:
+        forward: the forward graph.
+        backward: the backward graph.
+        digest: digest of the problem; None where there was nothing to plan.
+        report: what was planned.
+        budget: bytes that were asked for; ``report.budget`` is the floor where they lie under it.
+        clamped: the budget lies under the floor, and the floor plan was taken.
+        dump: writes the dump.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    digest: str | None = None
+    report: GraphReport | None = None
+    budget: int = 0
+    clamped: bool = False
+    dump: Callable[[], None] | None = None
+
+    def announce(self, scheduled_peak: int | None = None, attempts: int = 1) -> None:
+        """Warn, report and dump what there is to say about an accepted partition.
+
+        Args:
+            scheduled_peak: the most bytes that Inductor's kernels hold, where it is known.
+            attempts: how often the graph was planned.
+        """
+        if self.report is None:
+            return
+        if self.clamped:
+            warnings.warn(
+                f"recut: {self.report.asked} of the fastest plan's peak "
+                f"({self.report.fastest_peak} bytes) lies under the floor of this graph; it is "
+                f"compiled at its floor of {self.report.floor} bytes",
+                stacklevel=2,
+            )
+        record(replace(self.report, scheduled_peak=scheduled_peak, attempts=attempts))
+        if self.dump is not None:
+            self.dump()
 
 
 def partition_under(
@@ -71,70 +137,95 @@ def partition_under(
     num_fwd_outputs: int,
     static_lifetime_input_indices: Sequence[int] | None,
     compiler: str,
-) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Partition a joint graph under ``settings``; see :func:`partition`."""
+    experience: Mapping[str, Experience] | None = None,
+) -> Partitioned:
+    """Partition a joint graph under ``settings``; see :func:`partition`.
+
+    Args:
+        settings: the settings.
+        joint: the joint graph.
+        num_fwd_outputs: as for :func:`partition`.
+        static_lifetime_input_indices: as for :func:`partition`.
+        compiler: as for :func:`partition`.
+        experience: what earlier attempts have taught, by digest of the problem.
+    """
     start = time.perf_counter()
     joint = prepare(joint)
     if not has_backward(joint):
-        return _torch.default_partition(  # type: ignore[no-any-return, unused-ignore]
-            joint,
-            (),
-            num_fwd_outputs=num_fwd_outputs,
-            static_lifetime_input_indices=list(static_lifetime_input_indices or ()),
+        return Partitioned(
+            *_torch.default_partition(
+                joint,
+                (),
+                num_fwd_outputs=num_fwd_outputs,
+                static_lifetime_input_indices=list(static_lifetime_input_indices or ()),
+            )
         )
     machine = machine_for(joint.graph)
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
-    plan, planner = _plan(settings, joint, captured, machine)
-    forward, backward = _apply(joint, captured, plan, static_lifetime_input_indices)
+    digest = captured.problem.digest
+    known = (experience or {}).get(digest)
+    if known is not None:
+        captured = replace(captured, problem=captured.problem.with_observed(known.observed))
+    budget, plan, planner = _plan(settings, joint, captured, machine, known)
+    # The fastest plan promises nothing: there is none that a smaller peak would be weighed against.
+    clamped = plan.peak > budget
+    # A replayed plan is what it is.
+    promised = plan.planner != "min-cut" and settings.plan is None
+    if known is not None and not known.promised:
+        promised = False
+    limit = max(budget, plan.peak) if promised else None
+    forward, backward = _apply(joint, captured, plan, static_lifetime_input_indices, limit)
     problem = captured.problem
-    record(
-        GraphReport(
-            budget=plan.budget,
-            peak=plan.peak,
-            fastest_peak=planner.fastest_peak,
-            floor=planner.known_floor,
-            added_seconds=plan.added_seconds,
-            step_seconds=problem.total_seconds,
-            planning_seconds=time.perf_counter() - start,
-            ops=len(problem.ops),
-            planner=plan.planner,
-            asked=settings.memory_budget,
-        )
+    report = GraphReport(
+        budget=plan.budget,
+        peak=plan.peak,
+        fastest_peak=planner.fastest_peak,
+        floor=planner.known_floor,
+        added_seconds=plan.added_seconds,
+        step_seconds=problem.total_seconds,
+        planning_seconds=time.perf_counter() - start,
+        ops=len(problem.ops),
+        planner=plan.planner,
+        asked=settings.memory_budget,
     )
+    dump = None
     if settings.dump is not None:
-        _dump(settings, joint, captured, plan, forward, backward)
-    return forward, backward
+        dump = partial(_dump, settings.dump, joint, captured, plan, forward, backward)
+    return Partitioned(forward, backward, digest, report, budget, clamped, dump)
 
 
 def _plan(
-    settings: Settings, joint: fx.GraphModule, captured: Capture, machine: Machine
-) -> tuple[Plan, Planner]:
-    """Return the plan that the settings ask for: a replayed one, or the best under the budget."""
+    settings: Settings,
+    joint: fx.GraphModule,
+    captured: Capture,
+    machine: Machine,
+    known: Experience | None,
+) -> tuple[int, Plan, Planner]:
+    """Return the budget in bytes and its plan: a replayed one, or the best that was found."""
     problem = captured.problem
     if settings.plan is not None:
         plan = read_plan(settings.plan)
         plan.check(problem)
-        return plan, Planner(problem, machine)
-    clamp = settings.memory_budget.kind == "fraction"
-    plan, planner = plan_under(
-        problem,
-        machine,
-        lambda peak: settings.memory_budget.resolve(peak, _free_bytes(joint)),
-        clamp=clamp,
-        seconds=settings.solver_seconds,
-    )
-    if plan.planner == "floor" and clamp:
-        warnings.warn(
-            f"recut: {settings.memory_budget} of the fastest plan's peak "
-            f"({planner.fastest_peak} bytes) lies under the floor of this graph; it is compiled at "
-            f"its floor of {planner.floor} bytes",
-            stacklevel=2,
-        )
-    return plan, planner
+        return plan.peak, plan, Planner(problem, machine)
+    planner = Planner(problem, machine, settings.solver_seconds)
+    if known is not None:
+        budget = known.budget
+    else:
+        budget = settings.memory_budget.resolve(planner.fastest_peak, _free_bytes(joint))
+    try:
+        return budget, planner.plan(budget), planner
+    except InfeasibleBudget:
+        if settings.memory_budget.kind != "fraction":
+            raise
+        return budget, planner.floor_plan(), planner
 
 
 def _apply(
-    joint: fx.GraphModule, captured: Capture, plan: Plan, static: Sequence[int] | None
+    joint: fx.GraphModule,
+    captured: Capture,
+    plan: Plan,
+    static: Sequence[int] | None,
+    limit: int | None,
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     emission = emit(joint, captured, plan.schedule)
     forward, backward = split(
@@ -142,14 +233,17 @@ def _apply(
         num_fwd_outputs=captured.num_forward_outputs,
         static_lifetime_input_indices=static,
     )
-    for part in (forward, backward):
-        mark(part)
     verify(captured.problem, plan, emission.ops, forward, backward)
+    line = evaluate(captured.problem, plan.schedule)
+    for part, promised in zip(
+        (forward, backward), expectations(captured, emission, line, limit), strict=True
+    ):
+        promise(part, promised)
     return forward, backward
 
 
 def _dump(
-    settings: Settings,
+    folder: Path,
     joint: fx.GraphModule,
     captured: Capture,
     plan: Plan,
@@ -157,17 +251,15 @@ def _dump(
     backward: fx.GraphModule,
 ) -> None:
     """Write one graph's dump; a folder that cannot be written costs a warning, not the training."""
-    assert settings.dump is not None
     modules = {"joint": joint, "forward": forward, "backward": backward}
     files = {f"{name}.txt": m.print_readable(print_output=False) for name, m in modules.items()}
     files["problem.json"] = json.dumps(captured.problem.to_json()) + "\n"
     files["plan.json"] = plan.dumps()
     try:
-        log.info("dumped to %s", dump_graph(settings.dump, files))
+        log.info("dumped to %s", dump_graph(folder, files))
     except OSError as error:
         warnings.warn(
-            f"recut: dump={str(settings.dump)!r} cannot be written ({error}); training goes on "
-            "without it",
+            f"recut: dump={str(folder)!r} cannot be written ({error}); training goes on without it",
             stacklevel=2,
         )
 
@@ -187,4 +279,4 @@ def _free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
     return free
 
 
-__all__ = ["partition", "partition_under"]
+__all__ = ["Experience", "Partitioned", "partition", "partition_under"]

@@ -27,6 +27,9 @@ class GraphReport:
         ops: number of operations planned over.
         planner: which planner answered.
         asked: the budget as the user wrote it.
+        scheduled_peak: the most bytes that Inductor's generated kernels hold at one moment; None
+            where no code was generated (without Inductor, or from a cache).
+        attempts: how often the graph was planned until its kernels held the budget.
     """
 
     budget: int
@@ -39,15 +42,18 @@ class GraphReport:
     ops: int
     planner: str
     asked: Budget
+    scheduled_peak: int | None = None
+    attempts: int = 1
 
     def line(self) -> str:
         """Return the log line."""
         share = self.added_seconds / self.step_seconds if self.step_seconds else 0.0
+        again = f", attempt {self.attempts}" if self.attempts > 1 else ""
         return (
             f"budget {_mib(self.budget)} ({self.asked}): planned peak {_mib(self.peak)} "
             f"(fastest plan {_mib(self.fastest_peak)}), recomputation expected to add "
             f"{share:.1%} to the step; {self.ops} ops planned in {self.planning_seconds:.2f} s "
-            f"by {self.planner}"
+            f"by {self.planner}{again}"
         )
 
 

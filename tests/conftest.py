@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Helpers that assert: pytest explains a failure only in test modules and in what is named here.
+pytest.register_assert_rewrite("steps")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -1,164 +1,21 @@
-"""Partitioned steps without Inductor: what a net computes is eager's, whatever the budget.
-
-Graphs run op by op on a CPU in double precision, so "equal" means to a few last bits: a mask drawn
-afresh or a statistic counted twice is off by orders of magnitude more.
-"""
+"""Partitioned steps without Inductor: what a net computes is eager's, whatever the budget."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from functorch.compile import aot_function, aot_module, make_boxed_func
+from functorch.compile import aot_function, aot_module
 from nets import NETS, WIDTH, Checkpointed, Net, Random, SharedMLP, floor_expected, rows
+from steps import SEED, Graphs, assert_same, by_aot, by_dynamo, check, take_steps
 from torch import fx, nn
-from torch._dynamo.backends.common import aot_autograd
-from torch.func import functional_call
 
 import recut
 
 aten = torch.ops.aten
-SEED = 7
 BUDGETS = ("1.0", "0.5", "0.01", "bytes")
-
-
-@dataclass
-class Graphs:
-    """The two graphs of one compilation, as the compilers saw them."""
-
-    forward: fx.GraphModule | None = None
-    backward: fx.GraphModule | None = None
-    compilations: int = 0
-
-    def compilers(self) -> dict[str, Callable[..., object]]:
-        def keep(name, gm, _inputs):
-            setattr(self, name, gm)
-            self.compilations += 1
-            return make_boxed_func(gm.forward)
-
-        return {"fw_compiler": partial(keep, "forward"), "bw_compiler": partial(keep, "backward")}
-
-    def calls(self, name: str) -> list[object]:
-        """What a graph calls, with random ops seen through the wrapper that replays them."""
-        found = []
-        for node in getattr(self, name).graph.nodes:
-            if node.op == "call_function":
-                wrapped = [a for a in node.args[:2] if isinstance(a, torch._ops.OpOverload)]
-                found.append(wrapped[0] if wrapped else node.target)
-        return found
-
-    def saved(self) -> list[fx.Node]:
-        """What the forward makes for the backward: no inputs, and no outputs of the user."""
-        names = {n.name for n in self.backward.graph.find_nodes(op="placeholder")}
-        outputs = self.forward.graph.output_node().args[0]
-        return [n for n in outputs if isinstance(n, fx.Node) and n.name in names]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything that one or more steps leave behind."""
-
-    outputs: tuple[torch.Tensor, ...]
-    grads: Mapping[str, torch.Tensor | None]
-    buffers: Mapping[str, torch.Tensor]
-    generator: torch.Tensor = field(repr=False)
-
-
-def take_steps(call, module, inputs, steps=1) -> Outcome:
-    """Run forward and backward from one seed; each element of the outputs weighs differently."""
-    torch.manual_seed(SEED)
-    for _ in range(steps):
-        outputs = call(*inputs)
-        outputs = tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
-        losses = [
-            (y * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view(y.shape)).sum()
-            for y in outputs
-            if y.requires_grad
-        ]
-        sum(losses).backward()
-    grads = {name: p.grad for name, p in module.named_parameters()}
-    grads |= {f"input {k}": x.grad for k, x in enumerate(inputs)}
-    buffers = {name: b.clone() for name, b in module.named_buffers()}
-    return Outcome(outputs, grads, buffers, torch.get_rng_state())
-
-
-def assert_same(got: Outcome, want: Outcome) -> None:
-    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
-    assert len(got.outputs) == len(want.outputs)
-    for k, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
-        close(a, b, msg=lambda text, k=k: f"output {k}: {text}")
-    for what in ("grads", "buffers"):
-        ours, theirs = getattr(got, what), getattr(want, what)
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert (ours[name] is None) == (value is None), f"{what} of {name}"
-            if value is not None:
-                label = f"{what} of {name}"
-                close(ours[name], value, msg=lambda text, label=label: f"{label}: {text}")
-    assert torch.equal(got.generator, want.generator), "the generator stands elsewhere"
-
-
-def by_aot(module: nn.Module, graphs: Graphs | None = None):
-    """Compile with functorch; unlike ``aot_module`` it takes tied parameters."""
-    compiled = aot_function(
-        lambda params, buffers, *inputs: functional_call(module, {**params, **buffers}, inputs),
-        **(graphs or Graphs()).compilers(),
-        partition_fn=recut.partition,
-    )
-    params, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-    return lambda *inputs: compiled(params, buffers, *inputs)
-
-
-def by_dynamo(module: nn.Module, graphs: Graphs | None = None, **kwargs):
-    """Compile with Dynamo in front: checkpoint regions become tags, and sources are known."""
-    compilers = (graphs or Graphs()).compilers()
-    backend = aot_autograd(**compilers, partition_fn=recut.partition)
-    return torch.compile(module, backend=backend, fullgraph=True, **kwargs)
-
-
-def planned(monkeypatch, net: Net, budget: str, compile_=by_aot) -> recut.GraphReport:
-    """Compile a net under a budget and return the report."""
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", budget)
-    module, inputs = net.make()
-    before = len(recut.reports())
-    with floor_expected():
-        compile_(module)(*inputs)
-    assert len(recut.reports()) == before + 1
-    return recut.reports()[-1]
-
-
-def between(monkeypatch, net: Net, compile_=by_aot) -> str:
-    """Return a budget in bytes halfway between the floor and the fastest plan."""
-    report = planned(monkeypatch, net, "0.01", compile_)
-    recut.clear_reports()
-    return f"{(report.peak + report.fastest_peak) // 2}B"
-
-
-def check(monkeypatch, net: Net, budget: str, compile_=by_aot, steps: int = 1) -> Graphs:
-    """Compare some steps under a budget with eager's; return the graphs."""
-    if budget == "bytes":
-        budget = between(monkeypatch, net, compile_)
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", budget)
-    module, inputs = net.make()
-    want = take_steps(module, module, inputs, steps)
-    module, inputs = net.make()
-    graphs = Graphs()
-    torch._dynamo.reset()
-    with floor_expected():
-        got = take_steps(compile_(module, graphs), module, inputs, steps)
-    assert_same(got, want)
-    (report,) = recut.reports()
-    assert report.peak <= max(report.budget, report.floor or 0)
-    return graphs
-
-
-def checkpointed(how: str, dropout: float = 0.2) -> Net:
-    return Net(how, partial(Checkpointed, how, dropout), partial(rows, grad=True))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -193,16 +50,6 @@ def test_aot_module(monkeypatch):
     with floor_expected():
         assert_same(take_steps(compiled, module, inputs), want)
     assert len(recut.reports()) == 1
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_less_budget_never_plans_a_higher_peak(monkeypatch, name):
-    budgets = ("1.0", "0.85", "0.7", "0.01")
-    reports = [planned(monkeypatch, NETS[name], budget) for budget in budgets]
-    peaks = [report.peak for report in reports]
-    assert peaks == sorted(peaks, reverse=True)
-    # What one_hot allocates is needed by the forward itself: its fastest plan is its floor.
-    assert peaks[-1] < peaks[0] or name == "one_hot"
 
 
 def test_dropout_is_replayed_from_its_own_state(monkeypatch):
@@ -311,6 +158,10 @@ def made_by(node: fx.Node) -> object:
     return node.target
 
 
+def checkpointed(how: str, dropout: float = 0.2) -> Net:
+    return Net(how, partial(Checkpointed, how, dropout), partial(rows, grad=True))
+
+
 @pytest.mark.parametrize("dropout", [0.2, 0.0])
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_checkpoint_region_is_recomputed_not_saved(monkeypatch, budget, dropout):
@@ -341,96 +192,12 @@ def test_what_a_policy_must_save_is_never_recomputed(monkeypatch, budget, dropou
     assert aten.sin.default not in {made_by(n) for n in graphs.saved()}
 
 
-def test_the_floor_is_feasible_and_a_byte_less_is_not(monkeypatch):
-    net = NETS["shared_mlp"]
-    floor = planned(monkeypatch, net, "0.01").peak
-    recut.clear_reports()  # or the second byte budget of the process would warn
-    report = planned(monkeypatch, net, f"{floor}B")
-    assert report.peak <= floor == report.budget
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", f"{floor - 1}B")
-    module, inputs = net.make()
-    with pytest.raises(recut.InfeasibleBudget) as caught:
-        by_aot(module)(*inputs)
-    assert caught.value.floor == floor
-    assert caught.value.budget == floor - 1
-    assert f"{floor} bytes" in str(caught.value)
-    assert "RECUT_MEMORY_BUDGET" in str(caught.value)
-    assert len(recut.reports()) == 1
-
-
-def test_an_infeasible_budget_names_source_lines(monkeypatch):
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", "2KiB")
-    module, inputs = NETS["shared_mlp"].make()
-    with pytest.raises(Exception, match="cannot be met") as caught:
-        by_dynamo(module)(*inputs)
-    error = caught.value
-    while not isinstance(error, recut.InfeasibleBudget):
-        error = getattr(error, "inner_exception", None) or error.__cause__
-    sizes = [c.bytes for c in error.culprits]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sum(sizes) <= error.floor
-    assert any(c.source.startswith("nets.py:") for c in error.culprits)
-    assert "nets.py:" in str(caught.value)
-    assert all(p.grad is None for p in module.parameters())
-
-
-def test_a_fraction_below_the_floor_gives_the_floor_and_one_warning(monkeypatch):
-    net = NETS["shared_mlp"]
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", "0.01")
-    module, inputs = net.make()
-    with pytest.warns(UserWarning, match="floor") as caught:
-        by_aot(module)(*inputs)
-    assert len(caught) == 1
-    (report,) = recut.reports()
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", "1KiB")
-    module, inputs = net.make()
-    with pytest.raises(recut.InfeasibleBudget) as refused:
-        by_aot(module)(*inputs)
-    assert report.peak == refused.value.floor
-
-
-def test_an_unreadable_budget_is_refused(monkeypatch):
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", "1.5")
-    module, inputs = NETS["shared_mlp"].make()
-    with pytest.raises(recut.SettingError, match="RECUT_MEMORY_BUDGET"):
-        by_aot(module)(*inputs)
-    assert recut.reports() == []
-
-
-def test_the_second_graph_under_a_byte_budget_warns_once(monkeypatch):
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", "1GiB")
-    messages = []
-    for _ in range(3):
-        module, inputs = NETS["shared_mlp"].make()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            by_aot(module)(*inputs)
-        messages.append([str(w.message) for w in caught if "recut" in str(w.message)])
-    assert [len(m) for m in messages] == [0, 1, 0]
-    assert "each compiled graph by itself" in messages[1][0]
-
-
-def test_graphs_under_fractions_do_not_warn(monkeypatch):
-    monkeypatch.setenv("RECUT_MEMORY_BUDGET", "100%")
-    for _ in range(2):
-        module, inputs = NETS["shared_mlp"].make()
-        by_aot(module)(*inputs)  # pytest makes an error of any warning
-    assert len(recut.reports()) == 2
-
-
 def test_the_same_graph_gives_the_same_graphs(monkeypatch):
     first = check(monkeypatch, NETS["gpt"], "0.9")
     recut.clear_reports()
     second = check(monkeypatch, NETS["gpt"], "0.9")
     assert first.forward.code == second.forward.code
     assert first.backward.code == second.backward.code
-
-
-def test_less_budget_recomputes_more(monkeypatch):
-    rich = check(monkeypatch, NETS["gpt"], "1.0")
-    recut.clear_reports()
-    poor = check(monkeypatch, NETS["gpt"], "0.01")
-    assert len(poor.calls("backward")) > len(rich.calls("backward"))
 
 
 def test_symbolic_sizes_compile_once(monkeypatch):
@@ -460,13 +227,3 @@ def test_without_a_backward_there_is_nothing_to_report():
         torch.testing.assert_close(by_aot(module, graphs)(*inputs), want)
     assert graphs.backward is None
     assert recut.reports() == []
-
-
-def test_the_log_says_what_was_planned(monkeypatch, caplog):
-    with caplog.at_level("INFO", logger="recut"):
-        report = planned(monkeypatch, NETS["shared_mlp"], "90%")
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "recut"]
-    assert line == report.line()
-    assert "90%" in line
-    assert f"{report.peak / 2**20:.1f} MiB" in line
-    assert f"{report.ops} ops" in line

@@ -1,0 +1,202 @@
+"""What Inductor's kernels hold in memory, counted behind code generation, before any compiler runs.
+
+A plan's peak is a model of what Inductor will do. Here Inductor has done it: kernels are fused and
+ordered, copies into other layouts are buffers of their own, buffers inside a kernel are gone and
+in-place writes are decided. So each kernel's live bytes are summed again over Inductor's own
+buffers and held against what the plan promised at that place. Where they are more, the difference
+belongs to the op that runs there, and a planner that knows it can plan again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from recut.partitioners.evaluator import Timeline
+from recut.partitioners.problem import Problem
+from recut.passes import _torch, costs
+from recut.passes.capture import Capture
+from recut.passes.rewrite import Emission
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a plan promises of one of its two graphs; plain data, since it travels with the graph.
+
+    Attributes:
+        digest: digest of the problem that was planned.
+        moments: by name of the node that stands for it, the place of each of the graph's entries.
+        ops: op of the problem at each place.
+        live: bytes that the evaluator counts at each place.
+        workspace: bytes of ``live`` that library calls allocate beside Inductor's buffers.
+        inputs: bytes of each saved tensor by name of its placeholder, freed at its last read.
+        held: bytes that live throughout and that the graph neither makes nor frees.
+        limit: bytes that the graph's kernels must not exceed; None where nothing is promised.
+    """
+
+    digest: str
+    moments: dict[str, int]
+    ops: tuple[int, ...]
+    live: tuple[int, ...]
+    workspace: tuple[int, ...]
+    inputs: dict[str, int]
+    held: int
+    limit: int | None
+
+
+def expectations(
+    captured: Capture, emission: Emission, line: Timeline, limit: int | None
+) -> tuple[Expectation, Expectation]:
+    """Return what a plan promises of its forward and of its backward.
+
+    Args:
+        captured: the problem and its nodes.
+        emission: the joint graph that runs the plan's schedule.
+        line: the evaluator's timeline of the schedule.
+        limit: bytes that neither graph may exceed; None where nothing is promised.
+    """
+    entries = [n for n in emission.module.graph.nodes if n.name in emission.ops]
+    problem = captured.problem
+
+    def part(entries: Sequence[fx.Node], base: int, inputs: dict[str, int], held: int) -> Any:
+        ops = tuple(emission.ops[n.name] for n in entries)
+        return Expectation(
+            digest=problem.digest,
+            moments={n.name: k for k, n in enumerate(entries)},
+            ops=ops,
+            live=line.live[base : base + len(ops)],
+            workspace=tuple(problem.ops[i].workspace - problem.ops[i].observed for i in ops),
+            inputs=inputs,
+            held=held,
+            limit=limit,
+        )
+
+    returned = _returned(problem)
+    split = line.split
+    return (
+        part(entries[:split], 0, {}, 0),
+        part(entries[split:], split, _saved(captured, emission), returned),
+    )
+
+
+def _returned(problem: Problem) -> int:
+    """Return the bytes that live from the forward to the end of the backward whatever it does."""
+    kept = {v for v in problem.backward_outputs if problem.values[v].producer < 0}
+    return sum(problem.values[v].bytes for v in kept | set(problem.forward_outputs))
+
+
+def _saved(captured: Capture, emission: Emission) -> dict[str, int]:
+    """Return the bytes of what the backward gets from the forward, and frees."""
+    sizes = {}
+    joint = {n.name: n for n in captured.value_of}
+    held = {captured.problem.values[v].name for v in captured.problem.forward_outputs}
+    for n in emission.crossing:
+        if n.op != "placeholder":
+            sizes[n.name] = sum(map(costs.nbytes, costs.tensors(n.meta.get("val"))))
+        elif n.name in joint:
+            sizes[n.name] = captured.problem.values[captured.value_of[joint[n.name]]].bytes
+    return {name: size for name, size in sizes.items() if size and name not in held}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one graph's kernels hold.
+
+    Attributes:
+        digest: digest of the problem that was planned.
+        peak: the most bytes that are live while a kernel runs.
+        limit: bytes that it must not exceed, or None.
+        excess: by op of the problem, bytes that a kernel of it holds beyond the plan's count.
+    """
+
+    digest: str
+    peak: int
+    limit: int | None
+    excess: dict[int, int]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the limit holds."""
+        return self.limit is None or self.peak <= self.limit
+
+
+# Kernels that hold less than this share of the limit say nothing about plans that have to fit it.
+_NEAR = 0.75
+
+
+def observe(scheduler: Any, promised: Expectation) -> Observation:
+    """Return what the kernels of a scheduler hold, after it has generated their code.
+
+    Args:
+        scheduler: Inductor's scheduler.
+        promised: what the plan counts for this graph.
+    """
+    excess: dict[int, int] = {}
+    peak = 0
+    place = 0
+    for node, buffers in zip(scheduler.nodes, _live(scheduler, promised), strict=True):
+        places = [promised.moments[o] for o in _origins(node) if o in promised.moments]
+        place = max(places, default=place)
+        size = buffers + max((promised.workspace[p] for p in places), default=0)
+        peak = max(peak, size)
+        if promised.ops and promised.limit is not None and size > _NEAR * promised.limit:
+            op = promised.ops[place]
+            excess[op] = max(excess.get(op, 0), size - promised.live[place])
+    beyond = {op: x for op, x in excess.items() if x > 0}
+    return Observation(promised.digest, peak, promised.limit, beyond)
+
+
+def _origins(node: Any) -> set[str]:
+    """Return the names of the FX nodes that a kernel computes."""
+    return {o.name for n in node.get_nodes() if n.node is not None for o in n.node.get_origins()}
+
+
+def _live(scheduler: Any, promised: Expectation) -> list[int]:
+    """Return the bytes that are live while each kernel runs, without workspace of library calls."""
+    nodes = scheduler.nodes
+    graph = _torch.V.graph
+    last_read = _last_reads(nodes, promised.inputs)
+    delta = [promised.held, *[0] * (len(nodes) + 1)]
+    for name, size in promised.inputs.items():
+        delta[0] += size
+        delta[last_read.get(name, len(nodes)) + 1] -= size
+    _torch.assign_memory_planning_info(nodes, scheduler.name_to_buf)
+    returned = _torch.OrderedSet(graph.get_output_names())
+    lives, _, _ = _torch.compute_memory_timeline(nodes, {}, returned)
+    sizes = dict(promised.inputs)
+    ends: dict[str, int] = dict(last_read)
+    starts: dict[str, int] = {}
+    for life in lives:
+        name = life.buffer.get_name()
+        if name in graph.removed_buffers:
+            continue  # it stays inside its kernel
+        end = len(nodes) if life.end_step < 0 else life.end_step
+        delta[life.start_step] += life.size_alloc
+        delta[end + 1] -= life.size_free
+        sizes[name], starts[name], ends[name] = life.size_free, life.start_step, end
+    # A kernel that writes over an input holds the two as one.
+    for written, over in graph.wrapper_code.reuses.items():
+        start = starts.get(written)
+        if start is not None and ends.get(over) == start:
+            shared = min(sizes[written], sizes.get(over, 0))
+            delta[start] -= shared
+            delta[start + 1] += shared
+    out = []
+    now = 0
+    for change in delta[: len(nodes)]:
+        now += change
+        out.append(now)
+    return out
+
+
+def _last_reads(nodes: Sequence[Any], names: Mapping[str, int]) -> dict[str, int]:
+    """Return the last kernel that reads each of some inputs."""
+    out: dict[str, int] = {}
+    for k, node in enumerate(nodes):
+        for dep in node.read_writes.reads:
+            if dep.name in names:
+                out[dep.name] = k
+    return out
