@@ -2,9 +2,11 @@
 
 1. The fastest plan (``fastest.py``), if its peak fits.
 2. For segmentations of the forward from one to about fifty segments (``segments.py``), the
-   linear program of what else to save (``program.py``); the cheapest rounded answer wins.
-3. The floor: the lowest peak over all segmentations. It is found without looking at the budget, so
-   a lower budget never gives a higher peak.
+   linear program of what else to save (``program.py``). The programs' costs fall and rise again
+   with the number of segments, so the search walks from the middle to where they are least; the
+   most promising ones are rounded (``rounding.py``), and the cheapest answer wins.
+3. The floor: the lowest peak over the segmentations near the one that needs least. It is found
+   without looking at the budget, so a lower budget never gives a higher peak.
 
 The work is counted, not timed: the same problem and budget give the same plan on every machine,
 unless ``solver_seconds`` cuts it short, and then the plan says so.
@@ -12,22 +14,32 @@ unless ``solver_seconds`` cuts it short, and then the plan says so.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
 from recut.partitioners.errors import Culprit, InfeasibleBudget
-from recut.partitioners.evaluator import evaluate
+from recut.partitioners.evaluator import evaluate, measure
 from recut.partitioners.fastest import fastest
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Problem
-from recut.partitioners.program import Program, fill, shrink
+from recut.partitioners.program import Program, Solution
+from recut.partitioners.rounding import Candidate, fill, shrink
 from recut.partitioners.schedule import Schedule
 from recut.partitioners.segments import Forward
 
 _SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48)
+# How many segmentations in a row may be worse before the search gives up on finer (coarser) ones.
+_PATIENCE = 2
+# Problems of at most as many ops are searched without giving up.
+_SMALL = 400
+# Programs that are rounded, the most promising first; more only until one has an answer.
+_ROUNDED = 3
+# A program whose leanest schedule is this much over a budget has nothing cheap to offer under it.
+_SHRINKS = 1.25
 
 
 class Planner:
@@ -52,35 +64,42 @@ class Planner:
     @cached_property
     def fastest_peak(self) -> int:
         """Peak of the fastest schedule, bytes."""
-        return evaluate(self.problem, self.fastest).peak
+        return measure(self.problem, self.fastest).peak
 
     @cached_property
     def programs(self) -> tuple[Program, ...]:
         """One program per distinct segmentation."""
         forward = Forward(self.problem)
         total = int(forward.made_bytes.sum())
-        found = {forward.cut(int(total / k)).boundaries: None for k in _SEGMENTS}
-        programs = (Program(self.problem, b) for b in found)
-        return tuple(p for p in programs if p.ops)
+        found = dict.fromkeys(forward.cut(int(total / k)) for k in _SEGMENTS)
+        return tuple(Program(self.problem, b) for b in found)
+
+    @property
+    def _effort(self) -> int:
+        """How many programs are worth solving in vain: all of a small problem's."""
+        return _PATIENCE if len(self.problem.ops) > _SMALL else len(_SEGMENTS)
 
     @cached_property
-    def lowest(self) -> tuple[int, Schedule]:
-        """The lowest peak found for this problem, bytes, and its schedule."""
-        found = [(self.fastest_peak, self.fastest), *map(shrink, self.programs)]
-        best = min(found, key=lambda b: b[0])
-        while (cheaper := self._cheapest(best[0] - 1)) is not None:
-            best = (evaluate(self.problem, cheaper[0]).peak, cheaper[0])
+    def lowest(self) -> Candidate:
+        """The schedule with the lowest peak found for this problem."""
+        best = Candidate(self.fastest_peak, self.fastest.added_seconds(self.problem), self.fastest)
+        most = min(program.peak for program in self.programs) * _SHRINKS
+        near = [program for program in self.programs if program.peak <= most]
+        for program in sorted(near, key=lambda program: program.peak):
+            best = min(best, shrink(program), key=lambda c: c.peak)
+        while (cheaper := self._cheapest(best.peak - 1)) is not None:
+            best = cheaper[0]
         return best
 
     @property
     def floor(self) -> int:
         """The lowest feasible budget that was found, bytes."""
-        return self.lowest[0]
+        return self.lowest.peak
 
     @property
     def known_floor(self) -> int | None:
         """The floor, bytes, if something has asked for it yet."""
-        return self.lowest[0] if "lowest" in self.__dict__ else None
+        return self.lowest.peak if "lowest" in self.__dict__ else None
 
     def plan(self, budget: int) -> Plan:
         """Return the best plan found under ``budget`` bytes.
@@ -92,33 +111,36 @@ class Planner:
             return make_plan(self.problem, self.fastest, budget, "min-cut")
         found = self._cheapest(budget)
         if found is None and self.floor <= budget:
-            found = (self.lowest[1], "floor")
+            found = (self.lowest, "floor")
         if found is None:
             raise InfeasibleBudget(budget, self.floor, self.culprits())
-        return make_plan(self.problem, found[0], budget, found[1])
+        return make_plan(self.problem, found[0].schedule, budget, found[1])
 
-    def _cheapest(self, budget: int) -> tuple[Schedule, str] | None:
+    def _cheapest(self, budget: int) -> tuple[Candidate, str] | None:
         """Return the cheapest schedule that the programs give under a budget, and who found it."""
-        best: tuple[float, Schedule] | None = None
-        solved = []
+        best: Candidate | None = None
         name = "segments"
         end = time.monotonic() + self.seconds
-        for k, program in enumerate(self.programs):
-            answer = program.solve(budget)
-            if answer is not None:
-                solved.append((answer[1], k, answer[0]))
-        for bound, k, x in sorted(solved, key=lambda s: s[:2]):
-            if best is not None and bound >= best[0]:
+        solved: dict[int, Solution] = {}
+
+        def bound(k: int) -> tuple[float, int]:
+            solution = _solve(self.programs[k], budget)
+            if solution is None:
+                return (math.inf, self.programs[k].peak)
+            solved[k] = solution
+            return (solution.target, self.programs[k].peak)
+
+        _climb(len(self.programs), bound, self._effort)
+        for rank, k in enumerate(sorted(solved, key=lambda k: (solved[k].target, k))):
+            if best is not None and (rank >= _ROUNDED or solved[k].target >= best.seconds):
                 break
             if time.monotonic() > end:
                 name = "segments (cut short by solver_seconds)"
                 break
-            schedule = fill(self.programs[k], budget, x)
-            if schedule is not None:
-                cost = schedule.added_seconds(self.problem)
-                if best is None or cost < best[0]:
-                    best = (cost, schedule)
-        return None if best is None else (best[1], name)
+            found = fill(self.programs[k], budget, solved[k])
+            if found is not None and (best is None or found.seconds < best.seconds):
+                best = found
+        return None if best is None else (best, name)
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""
@@ -126,7 +148,7 @@ class Planner:
 
     def culprits(self) -> tuple[Culprit, ...]:
         """Return what is live at the worst moment of the floor plan, largest first."""
-        problem, (_, schedule) = self.problem, self.lowest
+        problem, schedule = self.problem, self.lowest.schedule
         line = evaluate(problem, schedule)
         moment = line.worst
         now = problem.ops[(schedule.forward + schedule.backward)[moment]]
@@ -152,31 +174,28 @@ class Planner:
         return tuple(sorted(found, key=lambda c: (-c.bytes, c.name)))
 
 
-def plan_under(
-    problem: Problem,
-    machine: Machine,
-    budget: Callable[[int], int],
-    *,
-    clamp: bool,
-    seconds: float = float("inf"),
-) -> tuple[Plan, Planner]:
-    """Return the plan for a budget, and the planner that knows its alternatives.
+def _solve(program: Program, budget: int) -> Solution | None:
+    """Return the solution of a program for a budget, or None where it is not worth asking for."""
+    if program.peak > budget * _SHRINKS:
+        return None
+    known = program.__dict__.get("lowest")
+    if known is not None and known.target > budget * (1 + 1e-6):
+        return None
+    return program.solve(budget)
 
-    Args:
-        problem: the problem.
-        machine: prices of memory traffic.
-        budget: gives bytes for the peak of the fastest plan (bytes).
-        seconds: time that planning may take.
-        clamp: give the floor plan where the budget lies under the floor, instead of an error.
 
-    Raises:
-        InfeasibleBudget: no plan fits, and ``clamp`` is False.
+def _climb(count: int, value: Callable[[int], tuple[float, int]], patience: int) -> None:
+    """Ask for the values around the least of 0 .. count - 1.
+
+    The walk starts in the middle and leaves a side where ``patience`` in a row are no better.
     """
-    planner = Planner(problem, machine, seconds)
-    limit = budget(planner.fastest_peak)
-    try:
-        return planner.plan(limit), planner
-    except InfeasibleBudget:
-        if not clamp:
-            raise
-        return planner.floor_plan(), planner
+    start = count // 2
+    best = value(start)
+    for side in (range(start - 1, -1, -1), range(start + 1, count)):
+        idle = 0
+        for k in side:
+            found = value(k)
+            idle = 0 if found < best else idle + 1
+            best = min(best, found)
+            if idle == patience:
+                break

@@ -9,243 +9,269 @@ when it is last read. With r_o = 1 where op o is recomputed and s_v = 1 where va
                fixed_t + sum_v m_v (s_v [v not yet last read at t]
                      + r_o [o recomputed, v not yet last read at t]) <= budget    (_memory)
 
-for a choice of moments t of the backward. This is a minimum cut plus knapsack rows. Its solution is
-rounded at every level: for a threshold t, {r > t} is recomputed and of the rest what {s + r > t}
-needs is saved; averaged over t the rounded memory and cost equal the program's, and the evaluator
-decides which level fits. Moments at which the rounded schedule is over the budget become rows of
-their own in the next round.
+for a choice of moments t of the backward. This is a minimum cut plus knapsack rows.
+
+What cannot matter is left out (:class:`_Columns`): a value u that one recomputed op o alone reads
+is never saved where what o makes is no larger and, saved, would be freed no later. Saving that
+instead takes no more memory and spares o as well. Where nothing else of the op p that makes u is
+read, r_p = r_o, and p and o share a column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import csr_array, hstack, vstack
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array, csr_array, hstack, vstack
 
-from recut.partitioners.evaluator import evaluate
-from recut.partitioners.problem import Phase, Problem, Rule
+from recut.partitioners.evaluator import Liveness, measure
+from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule, lazy_schedule
+from recut.partitioners.tables import Flags, Floats, Ints
 
 _MOMENTS = 64
 
 
 @dataclass(frozen=True)
-class _Base:
-    """The lazy schedule of given boundaries, seen from the backward's own ops.
+class Solution:
+    """A solution of a program: for each value that may be saved a share between 0 and 1.
 
     Attributes:
-        schedule: the schedule.
-        made: for each recomputed op, the moment of its recomputation.
-        last: for each value that it makes, the moment of its last read.
-        again: for each value that it makes, the bytes that it takes (0 inside its readers).
-        fixed: bytes live at each moment that are not recomputed values.
-        rows: moments that get a memory row at first.
-        read: values that the backward's own ops read.
+        target: what the program minimised: added seconds, or the peak in bytes.
+        remade: how far the op that makes the value is recomputed.
+        kept: how far the backward has the value, saved or recomputed.
     """
 
-    schedule: Schedule
-    made: dict[int, int]
-    last: dict[int, int]
-    again: dict[int, int]
-    fixed: np.ndarray
-    rows: list[int]
-    read: frozenset[int]
-
-
-def _base(problem: Problem, boundaries: Collection[int]) -> _Base:
-    schedule = lazy_schedule(problem, boundaries)
-    line = evaluate(problem, schedule)
-    live = np.asarray(line.live, dtype=float)
-    made = {
-        i: line.split + k for k, i in enumerate(schedule.backward) if not problem.is_backward[i]
-    }
-    last: dict[int, int] = {}
-    again: dict[int, int] = {}
-    fixed = live.copy()
-    for inst in line.instances:
-        if inst.start >= line.split and problem.values[inst.value].producer in made:
-            last[inst.value] = inst.end
-            again[inst.value] = inst.bytes
-            fixed[inst.start : inst.end + 1] -= inst.bytes
-    read = {v for i in problem.backward_order for v in problem.ops[i].inputs}
-    read.update(problem.backward_outputs)
-    return _Base(schedule, made, last, again, fixed, _peaks(live, line.split), frozenset(read))
-
-
-def _peaks(live: np.ndarray, split: int) -> list[int]:
-    """Return the worst moment of each of about ``_MOMENTS`` stretches of the backward."""
-    edges = np.unique(np.linspace(split, len(live), _MOMENTS + 1).astype(int))
-    return [int(a + np.argmax(live[a:b])) for a, b in pairwise(edges) if b > a]
+    target: float
+    remade: Floats
+    kept: Floats
 
 
 class Program:
-    """The linear program for one set of boundaries; solved for several budgets."""
+    """The linear program for one set of boundaries; solved for several budgets.
+
+    Attributes:
+        problem: the problem.
+        boundaries: values that are saved in any case.
+    """
 
     def __init__(self, problem: Problem, boundaries: Collection[int]) -> None:
         self.problem = problem
         self.boundaries = frozenset(boundaries)
-        self.base = _base(problem, boundaries)
-        self.ops = sorted(self.base.made)
-        self.column = {o: k for k, o in enumerate(self.ops)}
-        values = [v for o in self.ops for v in problem.ops[o].outputs]
-        self.values = [
-            v
-            for v in values
-            if problem.ops[problem.values[v].producer].rule is not Rule.MUST_RECOMPUTE
-        ]
-        self.value_column = {v: len(self.ops) + k for k, v in enumerate(self.values)}
-        self._availability()
-
-    def _availability(self) -> None:
-        rows: list[int] = []
-        cols: list[int] = []
-        data: list[float] = []
-        right: list[float] = []
-
-        def row(value: int, reader: int | None) -> None:
-            k = len(right)
-            producer = self.column[self.problem.values[value].producer]
-            entries = [(producer, -1.0)]
-            if value in self.value_column:
-                entries.append((self.value_column[value], -1.0))
-            if reader is not None:
-                entries.append((reader, 1.0))
-            for c, x in entries:
-                rows.append(k)
-                cols.append(c)
-                data.append(x)
-            right.append(-1.0 if reader is None else 0.0)
-
-        for o in self.ops:
-            for v in self.problem.ops[o].outputs:
-                if v in self.base.read:
-                    row(v, None)
-            for u in self.problem.ops[o].inputs:
-                if self.problem.values[u].producer in self.column:
-                    row(u, self.column[o])
-        self.right = right
-        size = (len(right), len(self.ops) + len(self.values))
-        self.matrix = csr_array((data, (rows, cols)), shape=size)
-
-    def _memory(self, moments: list[int]) -> tuple[csr_array, np.ndarray]:
-        """Return the memory rows of some moments and the bytes that are fixed there."""
-        size = np.array([self.problem.values[v].bytes for v in self.values], dtype=float)
-        bytes_again = np.array([self.base.again[v] for v in self.values], dtype=float)
-        last = np.array([self.base.last[v] for v in self.values])
-        producer = [self.problem.values[v].producer for v in self.values]
-        made = np.array([self.base.made[p] for p in producer])
-        column = np.array([self.column[p] for p in producer])
-        rows, cols, data = [], [], []
-        for k, t in enumerate(moments):
-            saved = np.flatnonzero((last >= t) & (size > 0))
-            again = saved[(made[saved] <= t) & (bytes_again[saved] > 0)]
-            rows += [k] * (len(saved) + len(again))
-            cols += [len(self.ops) + saved, column[again]]
-            data += [size[saved], bytes_again[again]]
-        shape = (len(moments), self.matrix.shape[1])
-        flat = (np.concatenate(data), (np.asarray(rows), np.concatenate(cols)))
-        return csr_array(flat, shape=shape), self.base.fixed[moments]
 
     @cached_property
-    def cost(self) -> np.ndarray:
-        """Milliseconds that each column adds; an op that only the backward needs adds nothing."""
-        cost = np.full(self.matrix.shape[1], 1e-9)
-        for o, c in self.column.items():
-            if self.problem.ops[o].phase is Phase.FORWARD:
-                cost[c] = max(self.problem.ops[o].seconds * 1e3, 1e-6)
-        return cost
+    def schedule(self) -> Schedule:
+        """The lazy schedule that saves nothing but the boundaries."""
+        return lazy_schedule(self.problem, self.boundaries)
 
     @cached_property
-    def memory(self) -> tuple[csr_array, np.ndarray]:
-        """The memory rows and what is fixed in them, in MiB to keep the solver's scale."""
-        rows, fixed = self._memory(self.base.rows)
-        return rows / 2.0**20, fixed / 2.0**20
+    def _lives(self) -> Liveness:
+        return measure(self.problem, self.schedule)
 
-    def solve(self, budget: float) -> tuple[np.ndarray, float] | None:
-        """Return (r, s) of the program and its added seconds, or None where nothing fits."""
-        rows, fixed = self.memory
-        result = linprog(
-            self.cost,
-            A_ub=vstack([self.matrix, rows], format="csr"),
-            b_ub=np.concatenate([self.right, budget / 2.0**20 - fixed]),
-            bounds=(0.0, 1.0),
-            method="highs",
+    @property
+    def peak(self) -> int:
+        """Its peak, bytes."""
+        return self._lives.peak
+
+    @cached_property
+    def columns(self) -> _Columns:
+        """The program's columns."""
+        backward = np.array(self.schedule.backward, dtype=np.int64)
+        ops = np.sort(backward[~self.problem.tables.backward[backward]])
+        return _Columns(self.problem, ops, self._lives)
+
+    @cached_property
+    def _rows(self) -> tuple[csr_array, Floats, Floats]:
+        """The rows, and what they may be at most: availability, then memory less the budget."""
+        matrix, most = _availability(self.columns)
+        memory, fixed = _memory(self.columns, self._lives)
+        scale = max(self.peak, 1)
+        return vstack([matrix, memory / scale], format="csr"), most, fixed / scale
+
+    @cached_property
+    def _cost(self) -> Floats:
+        """What each column adds, of a total of 1000; an op that only the backward needs is free."""
+        cost = self.columns.seconds
+        return cost * (1e3 / max(float(cost.sum()), 1e-30)) + 1e-9
+
+    def solve(self, budget: float) -> Solution | None:
+        """Return the cheapest solution for ``budget`` bytes, or None where nothing fits."""
+        if not self.columns.groups:
+            return None
+        matrix, most, fixed = self._rows
+        room = budget / max(self.peak, 1) - fixed
+        if room.min(initial=0.0) < 0:
+            return None
+        x = _minimise(self._cost, matrix, np.concatenate([most, room]))
+        return None if x is None else self._solution(x, float(self.columns.seconds @ x))
+
+    @cached_property
+    def lowest(self) -> Solution | None:
+        """The solution with the lowest peak; of several, about the cheapest."""
+        if not self.columns.groups:
+            return None
+        matrix, most, fixed = self._rows
+        above = csr_array(np.repeat([[0.0], [-1.0]], [len(most), len(fixed)], axis=0))
+        x = _minimise(
+            np.append(self._cost * 1e-5, 1e4),
+            hstack([matrix, above], format="csr"),
+            np.concatenate([most, -fixed]),
         )
-        return (result.x, result.fun * 1e-3) if result.status == 0 else None
+        return None if x is None else self._solution(x[:-1], float(x[-1]) * self.peak)
 
-    def lowest(self) -> np.ndarray | None:
-        """Return the (r, s) that has the lowest peak, whatever it costs."""
-        rows, fixed = self.memory
-        n = self.matrix.shape[1]
-        above = csr_array(
-            np.vstack([np.zeros((self.matrix.shape[0], 1)), np.full((rows.shape[0], 1), -1.0)])
-        )
-        result = linprog(
-            np.append(self.cost * (1e-4 / max(self.cost.sum(), 1e-9)), 1.0),
-            A_ub=hstack([vstack([self.matrix, rows]), above], format="csr"),
-            b_ub=np.concatenate([self.right, -fixed]),
-            bounds=[(0.0, 1.0)] * n + [(0.0, None)],
-            method="highs",
-        )
-        return result.x[:n] if result.status == 0 else None
-
-    def levels(self, x: np.ndarray) -> Iterator[frozenset[int]]:
-        """Yield the saved sets of the solution's rounding levels, cheapest memory last."""
-        r = x[: len(self.ops)]
-        have = {
-            v: x[c] + r[self.column[self.problem.values[v].producer]]
-            for v, c in self.value_column.items()
-        }
-        steps = np.unique(np.round(np.concatenate([r, np.fromiter(have.values(), float)]), 6))
-        steps = steps[(steps >= 0) & (steps < 1)]
-        if len(steps) > 12:
-            steps = steps[np.linspace(0, len(steps) - 1, 12).astype(int)]
-        for t in steps:
-            level = float(t) + 1e-7
-            yield self.boundaries | {
-                v
-                for v, h in have.items()
-                if h > level and r[self.column[self.problem.values[v].producer]] <= level
-            }
+    def _solution(self, x: Floats, target: float) -> Solution:
+        columns = self.columns
+        remade = x[columns.of_op[columns.problem.tables.producer[columns.values]]]
+        share = np.zeros(len(columns.values))
+        share[columns.is_column] = x[columns.groups :]
+        return Solution(target, remade, remade + share)
 
 
-def fill(program: Program, budget: int, x: np.ndarray, rounds: int = 4) -> Schedule | None:
-    """Return the cheapest schedule found that fits ``budget`` bytes; ``x`` solves it at first."""
-    problem = program.problem
-    best: tuple[float, Schedule] | None = None
-    target = float(budget)
-    for _ in range(rounds):
-        over = []
-        for saved in program.levels(x):
-            schedule = lazy_schedule(problem, saved)
-            peak = evaluate(problem, schedule).peak
-            if peak > budget:
-                over.append(peak - budget)
-                continue
-            cost = schedule.added_seconds(problem)
-            if best is None or cost < best[0]:
-                best = (cost, schedule)
-        if best is not None or not over:
-            break
-        target -= min(over) * 1.02
-        again = program.solve(target)
-        if again is None:
-            break
-        x = again[0]
-    return None if best is None else best[1]
+def _minimise(cost: Floats, matrix: csr_array, most: Floats) -> Floats | None:
+    """Return the x in [0, 1] with matrix @ x <= most that costs least, or None."""
+    result = milp(
+        cost,
+        constraints=LinearConstraint(matrix, -np.inf, most),
+        bounds=Bounds(0.0, 1.0),
+        # Presolve finds nothing in these programs, and takes as long as the simplex method.
+        options={"presolve": False},
+    )
+    return result.x if result.status == 0 else None
 
 
-def shrink(program: Program) -> tuple[int, Schedule]:
-    """Return the lowest peak found for the program's boundaries, and its schedule."""
-    problem = program.problem
-    best = (evaluate(problem, program.base.schedule).peak, program.base.schedule)
-    x = program.lowest()
-    for saved in program.levels(x) if x is not None else ():
-        schedule = lazy_schedule(problem, saved)
-        best = min(best, (evaluate(problem, schedule).peak, schedule), key=lambda b: b[0])
-    return best
+class _Columns:
+    """Which column stands for what: first groups of recomputed ops, then saved values.
+
+    Attributes:
+        ops: recomputed ops, sorted.
+        groups: number of columns that stand for groups of them.
+        of_op: for each op of the problem its group's column, -1 where it is not recomputed.
+        values: what the recomputed ops make and may be saved, sorted.
+        is_column: which of ``values`` have a column.
+        edges: (value, op) where a recomputed op reads what a recomputed op makes.
+        needed: which values of the problem the backward's own ops read.
+        seconds: what each column adds.
+    """
+
+    def __init__(self, problem: Problem, ops: Ints, lives: Liveness) -> None:
+        self.problem = problem
+        self.ops = ops
+        tables = problem.tables
+        count = len(problem.values)
+        made, _ = tables.outputs.take(ops)
+        read, at = tables.inputs.take(ops)
+        is_made = np.zeros(count, dtype=np.bool_)
+        is_made[made] = True
+        inside = is_made[read]
+        self.edges = read[inside], ops[at[inside]]
+        self.needed = np.zeros(count, dtype=np.bool_)
+        self.needed[list(problem.backward_reads)] = True
+        readers = np.bincount(self.edges[0], minlength=count)
+        used = is_made & (self.needed | (readers > 0))
+        never = tables.never_saved.copy()
+        never[self.edges[0]] |= self._dominated(used, readers, lives)
+        self.of_op, self.groups = self._grouped(used, readers, never)
+        self.values = made[~tables.never_saved[made]]
+        self.is_column = (used & ~never)[self.values]
+        seconds = np.where(tables.forward[ops], tables.seconds[ops], 0.0)
+        self.seconds = np.zeros(self.groups + int(self.is_column.sum()))
+        np.add.at(self.seconds, self.of_op[ops], seconds)
+
+    def _dominated(self, used: Flags, readers: Ints, lives: Liveness) -> Flags:
+        """Return for each edge whether saving what its op makes is as good as saving its value."""
+        tables = self.problem.tables
+        makes = np.zeros(len(self.problem.ops), dtype=np.int64)
+        values = np.flatnonzero(used)
+        np.add.at(makes, tables.producer[values], tables.bytes[values])
+        fixed = np.zeros(len(self.problem.ops), dtype=np.bool_)
+        fixed[tables.producer[values[tables.never_saved[values]]]] = True
+        # What runs inside its readers takes memory where it is saved, up to its own last reader.
+        again = lives.start >= lives.split
+        last = np.zeros(len(tables.bytes), dtype=np.int64)
+        last[lives.value[again]] = lives.end[again]
+        inside = lives.value[again & (lives.bytes == 0)]
+        until = np.zeros(len(self.problem.ops), dtype=np.int64)
+        np.maximum.at(until, tables.producer[inside], last[inside])
+        value, op = self.edges
+        alone = ~self.needed[value] & (readers[value] == 1)
+        dominated: Flags = alone & ~fixed[op] & (makes[op] <= tables.bytes[value])
+        dominated &= until[op] <= last[value]
+        return dominated
+
+    def _grouped(self, used: Flags, readers: Ints, never: Flags) -> tuple[Ints, int]:
+        """Return each op's group: an op that only one op's recomputation asks for joins it."""
+        tables = self.problem.tables
+        count = np.bincount(tables.producer[used], minlength=len(self.problem.ops))
+        value, op = self.edges
+        producer = tables.producer[value]
+        joins = used[value] & never[value] & ~self.needed[value]
+        joins &= (readers[value] == 1) & (count[producer] == 1)
+        leader = np.arange(len(self.problem.ops))
+        leader[producer[joins]] = op[joins]
+        while not np.array_equal(leader, further := leader[leader]):
+            leader = further
+        groups, column = np.unique(leader[self.ops], return_inverse=True)
+        of_op = np.full(len(self.problem.ops), -1)
+        of_op[self.ops] = column
+        return of_op, len(groups)
+
+    @cached_property
+    def of_value(self) -> Ints:
+        """For each value of the problem its column, -1 where it has none."""
+        out = np.full(len(self.problem.values), -1)
+        out[self.values[self.is_column]] = self.groups + np.arange(int(self.is_column.sum()))
+        return out
+
+
+def _availability(columns: _Columns) -> tuple[csr_array, Floats]:
+    """Return the rows that let the backward have what it reads, and what they are at most."""
+    producer = columns.problem.tables.producer
+    value, op = columns.edges
+    asked = np.flatnonzero(columns.needed & (columns.of_op[producer] >= 0))
+    reader = columns.of_op[op]
+    keep = columns.of_op[producer[value]] != reader
+    pairs = np.unique(np.stack([value[keep], reader[keep]]), axis=1)
+    value = np.concatenate([asked, pairs[0]])
+    row = np.arange(len(value))
+    saved = columns.of_value[value] >= 0
+    entries = (
+        (row, columns.of_op[producer[value]], -1.0),
+        (row[saved], columns.of_value[value[saved]], -1.0),
+        (row[len(asked) :], pairs[1], 1.0),
+    )
+    rows, cols, data = (
+        np.concatenate(parts)
+        for parts in zip(*((r, c, np.full(len(r), x)) for r, c, x in entries), strict=True)
+    )
+    most = np.zeros(len(value))
+    most[: len(asked)] = -1.0
+    return coo_array((data, (rows, cols)), shape=(len(value), len(columns.seconds))).tocsr(), most
+
+
+def _memory(columns: _Columns, lives: Liveness) -> tuple[csr_array, Floats]:
+    """Return the bytes of each column at some moments, and the bytes that are fixed there."""
+    tables = columns.problem.tables
+    again = (lives.start >= lives.split) & (columns.of_op[tables.producer[lives.value]] >= 0)
+    value, start, end, size = (x[again] for x in (lives.value, lives.start, lives.end, lives.bytes))
+    moments = _worst(lives)
+    group = columns.of_op[tables.producer[value]]
+    order = np.argsort(group, kind="stable")
+    first = np.searchsorted(group[order], np.arange(columns.groups))
+    alive = (start[:, None] <= moments) & (moments <= end[:, None])
+    remade = np.add.reduceat((size[:, None] * alive)[order], first, axis=0)
+    last = np.full(len(columns.problem.values), -1)
+    last[value] = end
+    kept = columns.values[columns.is_column]
+    saved = tables.bytes[kept][:, None] * (moments <= last[kept][:, None])
+    fixed = lives.live[moments] - (size[:, None] * alive).sum(axis=0)
+    return csr_array(np.concatenate([remade, saved]).T.astype(np.float64)), fixed.astype(np.float64)
+
+
+def _worst(lives: Liveness) -> Ints:
+    """Return the worst moment of each of about ``_MOMENTS`` stretches of the backward."""
+    edges = np.unique(np.linspace(lives.split, len(lives.live), _MOMENTS + 1).astype(int))
+    return np.array([a + np.argmax(lives.live[a:b]) for a, b in pairwise(edges)], dtype=np.int64)

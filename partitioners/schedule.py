@@ -25,13 +25,13 @@ class Schedule:
         """Return the values that the backward reads from the forward, sorted."""
         made: set[int] = set()
         saved: set[int] = set()
+        inputs, is_backward = problem.forward_inputs, problem.is_backward
         for i in self.backward:
-            op = problem.ops[i]
-            saved.update(v for v in op.inputs if v not in made and problem.values[v].producer >= 0)
-            made.update(op.outputs)
-        saved.update(
-            v for v in problem.backward_outputs if v not in made and problem.values[v].producer >= 0
-        )
+            if not made.issuperset(inputs[i]):
+                saved.update(v for v in inputs[i] if v not in made)
+            if not is_backward[i]:
+                made.update(problem.ops[i].outputs)
+        saved.update(v for v in problem.forward_made(problem.backward_outputs) if v not in made)
         return tuple(sorted(saved))
 
     def recomputed(self, problem: Problem) -> dict[int, int]:
@@ -103,17 +103,16 @@ def forward_order(problem: Problem, saved: Collection[int]) -> tuple[int, ...]:
     An op that only the backward needs stands right behind the last of its inputs, so that they can
     be freed as early as the forward's own reads allow.
     """
-    need = problem.forward_required
-    extra = problem.ancestors(
-        problem.values[v].producer for v in saved if problem.values[v].producer >= 0
-    ) - set(need)
-    if not extra:
-        return tuple(sorted(need))
-    position: dict[int, tuple[int, int]] = {i: (i, 0) for i in need}
-    for i in sorted(extra):
-        parents = [problem.values[v].producer for v in problem.ops[i].inputs]
-        last = max((position[p] for p in parents if p >= 0), default=(i, 0))
-        position[i] = (last[0], max(last[1], 0) + 1)
+    need, always = problem.forward_required, problem.forward_order
+    producers = {problem.values[v].producer for v in saved} - need - {-1}
+    if not producers:
+        return always
+    position: dict[int, tuple[int, int]] = {}
+    for i in sorted(problem.ancestors(producers) - need):
+        parents = {problem.values[v].producer for v in problem.ops[i].inputs} - {-1}
+        last = max((position.get(p, (p, 0)) for p in parents), default=(i, 0))
+        position[i] = (last[0], last[1] + 1)
+    position.update((i, (i, 0)) for i in always)
     return tuple(sorted(position, key=lambda i: (*position[i], i)))
 
 
@@ -130,29 +129,35 @@ def lazy_schedule(
     keep = set(saved)
     have: set[int] = set()
     backward: list[int] = []
-
-    def demand(values: Iterable[int]) -> None:
-        todo = [v for v in values if v not in have]
-        ops: set[int] = set()
-        while todo:
-            v = todo.pop()
-            p = problem.values[v].producer
-            if p < 0 or v in have or problem.is_backward[p] or p in ops:
-                continue
-            rule = problem.ops[p].rule
-            if rule is Rule.MUST_SAVE or (v in keep and rule is not Rule.MUST_RECOMPUTE):
-                keep.add(v)
-                have.add(v)
-                continue
-            ops.add(p)
-            todo.extend(problem.ops[p].inputs)
-        for i in sorted(ops):
-            backward.append(i)
-            have.update(problem.ops[i].outputs)
-
     for i in problem.backward_order if order is None else order:
-        demand(problem.ops[i].inputs)
+        wanted = problem.forward_inputs[i]
+        if not have.issuperset(wanted):
+            _demand(problem, wanted, keep, have, backward)
         backward.append(i)
-    demand(problem.backward_outputs)
+    returned = problem.forward_made(problem.backward_outputs)
+    _demand(problem, returned, keep, have, backward)
     partial = Schedule((), tuple(backward))
     return Schedule(forward_order(problem, partial.saved(problem)), partial.backward)
+
+
+def _demand(
+    problem: Problem, wanted: Iterable[int], keep: set[int], have: set[int], backward: list[int]
+) -> None:
+    """Append to ``backward`` what the ``wanted`` values need, and add to ``have`` what it makes."""
+    todo = [v for v in wanted if v not in have]
+    ops: set[int] = set()
+    while todo:
+        v = todo.pop()
+        p = problem.values[v].producer
+        if v in have or p in ops:
+            continue
+        rule = problem.ops[p].rule
+        if rule is Rule.MUST_SAVE or (v in keep and rule is not Rule.MUST_RECOMPUTE):
+            keep.add(v)
+            have.add(v)
+            continue
+        ops.add(p)
+        todo.extend(problem.forward_inputs[p])
+    for i in sorted(ops):
+        backward.append(i)
+        have.update(problem.ops[i].outputs)

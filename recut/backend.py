@@ -56,6 +56,10 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         self.seen: dict[str, int] = {}  # the highest peak of the current attempt's kernels
         self.refused: Observation | None = None
 
+    def __deepcopy__(self, _memo: object) -> Partitioner:
+        """Return itself: torch copies its configuration now and then, and what is learnt is one."""
+        return self
+
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,13 @@ from recut.report import GraphReport, record
 from recut.settings import Settings
 
 log = logging.getLogger("recut")
+
+
+# How much of a budget a plan may fill at first. Inductor adds buffers of a few bytes that no graph
+# shows, and a plan filled to the brim would have to be compiled twice for them.
+_FILL = 511 / 512
+# A floor plan is accepted with kernels this much over its own peak; the floor is then theirs.
+_FLOOR_FILL = 1.005
 
 
 def partition(
@@ -118,14 +126,17 @@ class Partitioned:
         """
         if self.report is None:
             return
+        report = replace(self.report, scheduled_peak=scheduled_peak, attempts=attempts)
         if self.clamped:
+            floor = max(report.peak, scheduled_peak or 0)
+            report = replace(report, budget=floor, floor=floor)
             warnings.warn(
-                f"recut: {self.report.asked} of the fastest plan's peak "
-                f"({self.report.fastest_peak} bytes) lies under the floor of this graph; it is "
-                f"compiled at its floor of {self.report.floor} bytes",
+                f"recut: {report.asked} of the fastest plan's peak is {self.budget} bytes and "
+                f"lies under the floor of this graph; it is compiled at its floor of "
+                f"{floor} bytes",
                 stacklevel=2,
             )
-        record(replace(self.report, scheduled_peak=scheduled_peak, attempts=attempts))
+        record(report)
         if self.dump is not None:
             self.dump()
 
@@ -166,14 +177,14 @@ def partition_under(
     known = (experience or {}).get(digest)
     if known is not None:
         captured = replace(captured, problem=captured.problem.with_observed(known.observed))
-    budget, plan, planner = _plan(settings, joint, captured, machine, known)
-    # The fastest plan promises nothing: there is none that a smaller peak would be weighed against.
+    budget, plan, planner = _plan(settings, joint, captured, machine, known, compiler)
     clamped = plan.peak > budget
-    # A replayed plan is what it is.
-    promised = plan.planner != "min-cut" and settings.plan is None
+    asked = settings.memory_budget
+    # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
+    promised = not (asked.kind == "fraction" and asked.value == 1) and settings.plan is None
     if known is not None and not known.promised:
         promised = False
-    limit = max(budget, plan.peak) if promised else None
+    limit = (int(plan.peak * _FLOOR_FILL) if clamped else budget) if promised else None
     forward, backward = _apply(joint, captured, plan, static_lifetime_input_indices, limit)
     problem = captured.problem
     report = GraphReport(
@@ -200,6 +211,7 @@ def _plan(
     captured: Capture,
     machine: Machine,
     known: Experience | None,
+    compiler: str,
 ) -> tuple[int, Plan, Planner]:
     """Return the budget in bytes and its plan: a replayed one, or the best that was found."""
     problem = captured.problem
@@ -212,6 +224,9 @@ def _plan(
         budget = known.budget
     else:
         budget = settings.memory_budget.resolve(planner.fastest_peak, _free_bytes(joint))
+    if compiler == "inductor" and planner.fastest_peak > budget:
+        with suppress(InfeasibleBudget):
+            return budget, replace(planner.plan(int(budget * _FILL)), budget=budget), planner
     try:
         return budget, planner.plan(budget), planner
     except InfeasibleBudget:

@@ -1,0 +1,177 @@
+"""What Inductor's kernels do to the lives of instances: evaluate them anew, join their makers.
+
+The model is described in ``evaluator.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from recut.partitioners.tables import Flags, Ints, Ragged
+from recut.partitioners.trace import Trace
+
+# torch._inductor.config.realize_reads_threshold: more distinct reads than this, and a value with
+# several readers becomes a buffer.
+MAX_SOURCES = 4
+# Ops that Inductor evaluates anew for several readers (realize_opcount_threshold is 30 inner calls,
+# of which an FX op takes two to three).
+MAX_WEIGHT = 12
+
+
+@dataclass(frozen=True)
+class Lives:
+    """For each instance its first and last moment and whether it takes memory.
+
+    ``reduces`` holds the moments at which a kernel with a reduction runs, ``shared`` the instances
+    that several ops of their last stretch read.
+    """
+
+    start: Ints
+    end: Ints
+    nothing: Flags
+    reduces: Flags
+    shared: Flags
+
+
+@dataclass(frozen=True)
+class _Inlined:
+    """Instances that their readers evaluate anew, and the buffers behind each.
+
+    ``sources`` has a row for each entry of ``which``; ``is_in`` says for each instance whether it
+    is one of them.
+    """
+
+    which: Ints
+    is_in: Flags
+    sources: Ragged
+
+    def outlive(self, end: Ints) -> None:
+        """Let the buffers behind an instance live as long as the instance's readers need them."""
+        count = np.diff(self.sources.starts)
+        np.maximum.at(end, self.sources.flat, np.repeat(end[self.which], count))
+
+
+def fused(trace: Trace) -> Lives:
+    """Return the lives of instances as Inductor's kernels make them."""
+    n, start, order, tables = trace.n, trace.start, trace.order, trace.tables
+    fuses = tables.fuses[order]
+    # What divides kernels: the phase, and how many ops before do not fuse.
+    side = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(~fuses, out=side[1:])
+    side[trace.split :] += n + 1
+    fusing_readers = np.ones(len(start), dtype=np.bool_)
+    fusing_readers[trace.read[~fuses[trace.at]]] = False
+    inlined = _inlined(trace, fusing_readers)
+    end = trace.ends
+    inlined.outlive(end)
+    made = start >= 0
+    inside = made & fusing_readers & (end > start) & (end < n)
+    inside &= side[np.minimum(end, n)] == side[start]
+    inside &= np.where(made, fuses[start], False) if n else inside
+    nothing = inlined.is_in | inside
+    place = _kernels(trace, nothing, side)
+    reduces = np.zeros(n, dtype=np.bool_)
+    reduces[place[tables.reduces[order]]] = True
+    first = np.where(made, place[start], start) if n else start
+    within = (end >= 0) & (end < n)
+    last = np.where(within, place[np.where(within, end, 0)], end) if n else end
+    np.maximum.at(last, trace.read, place[trace.at])
+    end = np.where(end < n, last, end)
+    inlined.outlive(end)
+    shared = _shared(trace, inlined, side)
+    return Lives(first, np.maximum(first, end), nothing, reduces, shared)
+
+
+def _shared(trace: Trace, inlined: _Inlined, side: Ints) -> Flags:
+    """Return the instances that several ops read in their last stretch, evaluated ones included."""
+    count = len(trace.start)
+    # An op whose results are all evaluated by their readers reads nothing itself.
+    runs = ~trace.tables.makes[trace.order]
+    runs[trace.start[~inlined.is_in & (trace.start >= 0)]] = True
+    does = runs[trace.at]
+    read, at = trace.read[does], trace.at[does]
+    direct = ~inlined.is_in[read]
+    behind = inlined.which.searchsorted(read[~direct])
+    through, owner = inlined.sources.take(behind)
+    source = np.concatenate([read[direct], through])
+    moment = np.concatenate([at[direct], at[~direct][owner]])
+    pairs = np.unique(moment * count + source)
+    moment, source = np.divmod(pairs, max(count, 1))
+    last = np.zeros(count, dtype=np.int64)
+    last[source] = side[moment]  # moments ascend, and the last assignment stays
+    several: Flags = np.bincount(source[last[source] == side[moment]], minlength=count) > 1
+    return several
+
+
+def _kernels(trace: Trace, nothing: Flags, side: Ints) -> Ints:
+    """Return for each moment the last one of its kernel, at which the kernel runs."""
+    made = trace.start[trace.read]
+    joins = nothing[trace.read] & (made >= 0)
+    joins[joins] = side[made[joins]] == side[trace.at[joins]]
+    edges = (made[joins], trace.at[joins])
+    graph = coo_array((np.ones(len(edges[0]), dtype=np.int8), edges), shape=(trace.n, trace.n))
+    _, kernel = connected_components(graph, directed=False)
+    last = np.zeros(trace.n, dtype=np.int64)
+    last[kernel] = np.arange(trace.n)
+    place: Ints = last[kernel]
+    return place
+
+
+def _inlined(trace: Trace, fusing_readers: Flags) -> _Inlined:
+    """Return which instances are evaluated anew by their readers, and the buffers behind each."""
+    tables, order, start = trace.tables, trace.order, trace.start
+    readers = np.bincount(trace.read, minlength=len(start))
+    saved = (start < trace.split) & (trace.split <= trace.last)
+    may = fusing_readers & (readers > 0) & (start >= 0) & ~trace.returned & ~saved
+    may[may] = tables.pointwise[order[start[may]]]
+    candidates = np.flatnonzero(may)
+    moments = start[candidates]
+    low, high = np.searchsorted(trace.at, [moments, moments + 1])
+    heavy = tables.heavy[order[moments]]
+    # An instance that several ops read, of a heavy op, is a buffer whatever is behind it.
+    keep = ~heavy | (readers[candidates] == 1)
+    columns = (candidates, low, high, heavy, readers[candidates] > 1)
+    sources = _sources(trace.read.tolist(), zip(*(c[keep].tolist() for c in columns), strict=True))
+    which = np.array(list(sources), dtype=np.int64)
+    is_in = np.zeros(len(start), dtype=np.bool_)
+    is_in[which] = True
+    return _Inlined(which, is_in, Ragged.of(list(sources.values())))
+
+
+def _sources(
+    read: list[int], candidates: Iterable[tuple[int, int, int, bool, bool]]
+) -> dict[int, Collection[int]]:
+    """Return the buffers behind each candidate that is evaluated anew, in the candidates' order.
+
+    A candidate is an instance, the stretch of ``read`` that its op reads, whether that op is heavy
+    and whether the instance has several readers.
+    """
+    sources: dict[int, Collection[int]] = {}
+    weight: dict[int, int] = {}
+    hot: set[int] = set()
+    for k, low, high, is_heavy, shared in candidates:
+        behind: Collection[int] = read[low:high]
+        inner = [r for r in behind if r in sources]
+        total, hard = 1, is_heavy
+        if inner:
+            for r in inner:
+                total += weight[r]
+                hard = hard or r in hot
+            # One read only: what is behind it is behind this one.
+            behind = (
+                sources[inner[0]]
+                if len(behind) == 1
+                else set(behind).difference(inner).union(*[sources[r] for r in inner])
+            )
+        if shared and (hard or len(behind) > MAX_SOURCES or total > MAX_WEIGHT):
+            continue
+        sources[k] = behind
+        weight[k] = total
+        if hard:
+            hot.add(k)
+    return sources

@@ -1,0 +1,144 @@
+"""From shares to schedules: a program's fractional solution, rounded.
+
+For a level t, what is recomputed further than t is recomputed, and of the rest what the backward
+has further than t is saved; averaged over t, memory and cost are the program's. The evaluator
+decides which levels fit. Between the leanest level that does not fit and the next one that does lie
+their *mixtures*: one level's choice for the values made up to some op, the other's behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from recut.partitioners.evaluator import measure
+from recut.partitioners.program import Program, Solution
+from recut.partitioners.schedule import Schedule, lazy_schedule
+from recut.partitioners.tables import Flags
+
+# A level closer than this to another is the same one: the solver's own precision.
+_PRECISION = 1e-6
+# Where the leanest level is over the budget, the program is solved again for a smaller one.
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule that has been measured.
+
+    Attributes:
+        peak: bytes.
+        seconds: what it adds.
+        schedule: the schedule.
+    """
+
+    peak: int
+    seconds: float
+    schedule: Schedule
+
+
+def bare(program: Program) -> Candidate:
+    """Return the schedule that saves nothing but the program's boundaries."""
+    return Candidate(
+        program.peak, program.schedule.added_seconds(program.problem), program.schedule
+    )
+
+
+def saving(program: Program, saved: Flags) -> Candidate:
+    """Return the schedule that saves some of the program's values as well."""
+    problem = program.problem
+    values = program.columns.values[saved].tolist()
+    schedule = lazy_schedule(problem, program.boundaries.union(values))
+    return Candidate(measure(problem, schedule).peak, schedule.added_seconds(problem), schedule)
+
+
+def levels(solution: Solution) -> list[Flags]:
+    """Return which of the program's values each level saves, the leanest level first."""
+    steps = np.unique(np.round(np.concatenate([solution.remade, solution.kept]), 6))
+    found: dict[bytes, Flags] = {}
+    for step in steps[(steps >= 0) & (steps < 1)]:
+        level = step + _PRECISION
+        saved = (solution.kept > level) & (solution.remade <= level)
+        found.setdefault(saved.tobytes(), saved)
+    return list(found.values())
+
+
+class _Attempts:
+    """Schedules of one program, tried against a budget.
+
+    Attributes:
+        best: the cheapest that fits.
+    """
+
+    def __init__(self, program: Program, budget: int) -> None:
+        self.program = program
+        self.budget = budget
+        self.best = bare(program) if program.peak <= budget else None
+
+    def excess(self, saved: Flags) -> int:
+        """Return by how many bytes the schedule that saves some values is over the budget."""
+        found = saving(self.program, saved)
+        if found.peak <= self.budget and (self.best is None or found.seconds < self.best.seconds):
+            self.best = found
+        return found.peak - self.budget
+
+
+def fill(program: Program, budget: int, solution: Solution | None) -> Candidate | None:
+    """Return the cheapest schedule found that fits ``budget`` bytes; ``solution`` is for it."""
+    attempts = _Attempts(program, budget)
+    target = float(budget)
+    for _ in range(_ROUNDS):
+        found = [] if solution is None else levels(solution)
+        if not found:
+            break
+        over = attempts.excess(found[0])
+        if over <= 0:
+            _climb(attempts, found)
+            return attempts.best
+        target -= over * 1.02
+        solution = program.solve(target)
+    if attempts.best is not None and found:
+        _climb(attempts, [np.zeros_like(found[0]), found[0]])
+    return attempts.best
+
+
+def _climb(attempts: _Attempts, found: list[Flags]) -> None:
+    """Try what stands behind the first, which fits, then mixtures of the two next to the budget."""
+    last = _last_fit(len(found), lambda k: attempts.excess(found[k]))
+    if last + 1 == len(found):
+        return
+    lean, rich = found[last], found[last + 1]
+    differ = np.flatnonzero(lean != rich)
+
+    def mixture(count: int) -> Flags:
+        out = lean.copy()
+        out[differ[len(differ) - count :]] = rich[differ[len(differ) - count :]]
+        return out
+
+    _last_fit(len(differ), lambda k: attempts.excess(mixture(k)))
+
+
+def _last_fit(count: int, excess: Callable[[int], int]) -> int:
+    """Return the last of ``count`` that fits, if those that fit come first; the first one does."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        if excess(middle) <= 0:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def shrink(program: Program) -> Candidate:
+    """Return the schedule with the lowest peak found for the program's boundaries."""
+    best = bare(program)
+    for k, saved in enumerate(levels(program.lowest) if program.lowest is not None else ()):
+        found = saving(program, saved)
+        # The leanest levels have the lowest peaks.
+        if k and found.peak >= best.peak:
+            break
+        best = min(best, found, key=lambda c: c.peak)
+    return best
