@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from recut.passes import _torch, costs, prepare, rules
 aten = torch.ops.aten
 
 # Views by behaviour that their schema does not show: Inductor and eager make no copy.
-_UNMARKED_VIEWS = {aten._unsafe_view, torch.ops.prims.broadcast_in_dim, aten.reshape}
+_UNMARKED_VIEWS = {aten._unsafe_view, torch.ops.prims.broadcast_in_dim}
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,18 @@ def is_view(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         base = node.args[0]
         return isinstance(base, fx.Node) and is_view(base)
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if costs.packet(node) is aten.reshape:
+        return _reshape_is_view(node)
+    return _is_view(node.target)
+
+
+@cache
+def _is_view(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
         return False
-    if costs.packet(node) in _UNMARKED_VIEWS:
-        return costs.packet(node) is not aten.reshape or _reshape_is_view(node)
-    returns = node.target._schema.returns
+    if target.overloadpacket in _UNMARKED_VIEWS:
+        return True
+    returns = target._schema.returns
     return bool(returns) and all(
         r.alias_info is not None and not r.alias_info.is_write for r in returns
     )

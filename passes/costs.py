@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -109,13 +110,18 @@ def packet(node: fx.Node) -> Any:
 
 def kind_of(node: fx.Node) -> Kind:
     """Return how a node runs."""
-    op = packet(node)
+    return _kind_of(node.target)
+
+
+@cache
+def _kind_of(target: Any) -> Kind:
+    op = getattr(target, "overloadpacket", target)
     if op in _OWN_FLOPS or op in _torch.flop_registry:
         return Kind.COMPUTE
-    tags = getattr(node.target, "tags", ())
+    tags = getattr(target, "tags", ())
     if op in _REDUCTIONS:
         return Kind.REDUCTION
-    if op in _INDEXED or torch.Tag.pointwise in tags or node.target is operator.getitem:
+    if op in _INDEXED or torch.Tag.pointwise in tags or target is operator.getitem:
         return Kind.POINTWISE
     return Kind.OTHER
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,7 +36,11 @@ _SEEDS = {"inductor_seed", "inductor_seeds"}
 
 def source_of(node: fx.Node) -> str:
     """Return the user's innermost source line of a node as ``file:line``, or ``""``."""
-    trace = node.meta.get("stack_trace") or ""
+    return _innermost(node.meta.get("stack_trace") or "")
+
+
+@lru_cache(maxsize=4096)
+def _innermost(trace: str) -> str:
     lines = [x.strip() for x in trace.splitlines() if x.strip().startswith("File ")]
     if not lines:
         return ""

@@ -6,13 +6,14 @@ verify.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -160,6 +161,37 @@ def partition_under(
         compiler: as for :func:`partition`.
         experience: what earlier attempts have taught, by digest of the problem.
     """
+    with _collector_paused():
+        return _partition_under(
+            settings,
+            joint,
+            num_fwd_outputs,
+            static_lifetime_input_indices,
+            compiler,
+            experience or {},
+        )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the cycle collector out: a run over a compilation's objects takes as long as we do."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _partition_under(
+    settings: Settings,
+    joint: fx.GraphModule,
+    num_fwd_outputs: int,
+    static_lifetime_input_indices: Sequence[int] | None,
+    compiler: str,
+    experience: Mapping[str, Experience],
+) -> Partitioned:
     start = time.perf_counter()
     joint = prepare(joint)
     if not has_backward(joint):
@@ -174,7 +206,7 @@ def partition_under(
     machine = machine_for(joint.graph)
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
     digest = captured.problem.digest
-    known = (experience or {}).get(digest)
+    known = experience.get(digest)
     if known is not None:
         captured = replace(captured, problem=captured.problem.with_observed(known.observed))
     budget, plan, planner = _plan(settings, joint, captured, machine, known, compiler)
