@@ -172,6 +172,8 @@ _SCRATCHPAD = 32 * 1024
 def workspace_of(node: fx.Node, channels_last: bool) -> int:
     """Return the bytes that a node's library call allocates while it runs, beside its outputs.
 
+    Attention on a CPU has blocks of scores for each thread.
+
     On a CPU a convolution of contiguous tensors copies each into the library's own blocked layout
     (measured on oneDNN, docs/design.md): the forward the larger of input and output, the backward
     the gradient of the output and the input. Channels-last tensors need no copy.
@@ -181,6 +183,8 @@ def workspace_of(node: fx.Node, channels_last: bool) -> int:
         channels_last: Inductor turns the graph's convolutions to channels-last.
     """
     op = packet(node)
+    if op in _OWN_FLOPS:
+        return _attention_workspace(node)
     if op not in (aten.convolution, aten.convolution_backward):
         return 0
     tensor_args = [n.meta.get("val") for n in node.all_input_nodes]
@@ -195,6 +199,17 @@ def workspace_of(node: fx.Node, channels_last: bool) -> int:
         made = tensors(node.meta.get("val"))
         return max([*copied, *map(_blocked_bytes, made)]) + weight
     return sum(copied) + 2 * weight
+
+
+def _attention_workspace(node: fx.Node) -> int:
+    """Return the blocks of flash attention's threads (aten/native/cpu/FlashAttentionKernel.cpp)."""
+    backward = packet(node) is aten._scaled_dot_product_flash_attention_for_cpu_backward
+    query, key = (n.meta["val"] for n in node.all_input_nodes[backward : backward + 2])
+    length = hint(query.shape[-2])
+    rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    scores = rows * min(hint(key.shape[-2]), 512)
+    each = 2 * scores + rows if backward else scores + rows * (2 + hint(query.shape[-1]))
+    return int(torch.get_num_threads() * each * max(query.dtype.itemsize, 4))
 
 
 def channels_last_copy(node: fx.Node) -> int:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 from recut.errors import SettingError
@@ -127,7 +128,9 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         serve a stale plan.
         """
         machines = tuple(MACHINES[name].key() for name in sorted(MACHINES))
-        return ("recut", _sources_digest(), self.settings.key(), machines)
+        # Libraries allocate by thread.
+        threads = torch.get_num_threads()
+        return ("recut", _sources_digest(), self.settings.key(), machines, threads)
 
 
 def ckpt_backend(
