@@ -122,12 +122,16 @@ def evaluate(problem: Problem, schedule: Schedule) -> Timeline:
 
 
 def _subtract_inplace(trace: Trace, lives: Lives, size: Ints, live: Ints) -> None:
-    """Take from ``live`` what ops write over an input that dies with them."""
+    """Take from ``live`` what ops write over an input that dies with them.
+
+    What the forward saved is not written over: a graph that autograd keeps runs its backward twice.
+    """
     n = trace.n
     may = np.zeros(n + 1, dtype=np.bool_)
     may[:n] = trace.tables.inplace[trace.order] & ~lives.reduces
     whole = (size > 0) & (lives.start >= 0)
-    dies = whole & (lives.start < lives.end) & ~lives.shared & may[lives.end]
+    saved = (lives.start < trace.split) & (trace.split <= lives.end)
+    dies = whole & (lives.start < lives.end) & ~lives.shared & ~saved & may[lives.end]
     made = whole & may[lives.start]
     dying: dict[tuple[int, int], int] = {}
     for place in zip(lives.end[dies].tolist(), size[dies].tolist(), strict=True):

@@ -14,6 +14,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from recut.partitioners.order import backward_order
+
 if TYPE_CHECKING:
     from recut.partitioners.tables import Tables
 
@@ -161,13 +163,8 @@ class Problem:
 
     @cached_property
     def backward_order(self) -> tuple[int, ...]:
-        """The ops that set the pace of the backward, in joint-graph order.
-
-        Only what depends on a tangent (or has an effect of the backward) is in it: ``detach`` and
-        its like stand at the end of the forward in the joint graph, yet belong to no tangent, and
-        taking them as backward ops would force every layer's recomputation at the start.
-        """
-        return tuple(i for i, b in enumerate(self.is_backward) if b)
+        """The ops that set the pace of the backward, in the order in which they run."""
+        return backward_order(self)
 
     def forward_made(self, values: Iterable[int]) -> tuple[int, ...]:
         """Return those of some values that ops outside the backward make."""

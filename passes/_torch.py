@@ -41,8 +41,15 @@ from torch._functorch.partitioners import (
 # Common subexpression elimination on FX graphs, as the stock partitioner calls it. Since 2.0.
 from torch._functorch.compile_utils import fx_graph_cse  # isort: skip
 
+# The errors of a backend that Dynamo passes on as they are. Since 2.7.
+from torch._dynamo.exc import ShortenTraceback  # isort: skip
+
 # Configuration of AOTAutograd. Since 2.0.
 from torch._functorch import config as functorch_config  # isort: skip
+
+# What is known of the graph that is being compiled; `fw_metadata.bw_donated_idxs` (since 2.6) lists
+# the saved tensors that its backward may overwrite.
+from torch._guards import TracingContext  # isort: skip
 
 # Inductor's configuration, and the base class of the partitioner hook (since 2.9; it is what
 # config.custom_partitioner_fn asks for).
@@ -110,6 +117,8 @@ __all__ = [
     "GraphLowering",
     "InductorChoices",
     "OrderedSet",
+    "ShortenTraceback",
+    "TracingContext",
     "V",
     "assign_memory_planning_info",
     "cleanup_recompute_tags",

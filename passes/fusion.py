@@ -175,6 +175,18 @@ def inductor_patches(before: Any = None) -> dict[str, Any]:
     return {_POST_FUSION: PlannedOrder(before)}
 
 
+def _donate_nothing() -> None:
+    """Let saved tensors be read only, so that autograd may keep a graph for a second backward.
+
+    torch donates them to a backward that it compiles for a graph that is not kept, which it knows
+    only while the backward runs; ours is compiled before.
+    """
+    context = _torch.TracingContext.try_get()
+    donated = getattr(context and context.fw_metadata, "bw_donated_idxs", None)
+    if donated:
+        donated.clear()  # the list is shared with what runs the backward
+
+
 def promise(module: Any, expectation: Expectation) -> None:
     """Note on a graph module that its order is a plan's, and what the plan counts."""
     module.meta[_META] = expectation
@@ -200,6 +212,7 @@ def wrap_inner_compile(inner: Callable[..., Any], listener: Listener) -> Callabl
         promised = getattr(gm, "meta", {}).get(_META)
         if promised is None:
             return inner(gm, example_inputs, **kwargs)
+        _donate_nothing()
         patches = dict(planned_patches)
         if _torch.CustomSchedulerPass is not None:
             before = getattr(getattr(_torch.inductor_config, _POST_FUSION), "before", None)

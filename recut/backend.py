@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from recut.errors import SettingError
+from recut.errors import RecutError, SettingError
+from recut.partitioners.errors import PlanningError
 from recut.partitioners.machine import MACHINES
 from recut.passes import _torch
 from recut.passes.fusion import inductor_patches, wrap_inner_compile
@@ -152,6 +153,31 @@ def ckpt_backend(
         SettingError: an unknown option, or a value that cannot be read.
         InfeasibleBudget: no plan fits the budget.
     """
+    try:
+        return _compile(gm, example_inputs, mode, options)
+    except (RecutError, PlanningError) as error:
+        raise _bare(error) from error.__cause__
+
+
+def _bare(error: Exception) -> Exception:
+    """Return an error as one that Dynamo does not wrap: it can be caught by its type."""
+    kind = type(error)
+    unwrapped = type(
+        kind.__name__,
+        (kind, _torch.ShortenTraceback),
+        {"__module__": kind.__module__, "__init__": lambda *_: None, "__str__": kind.__str__},
+    )
+    bare: Exception = unwrapped(*error.args)
+    bare.__dict__.update(error.__dict__, first_useful_frame=None)
+    return bare.with_traceback(error.__traceback__)
+
+
+def _compile(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    mode: str | None,
+    options: Mapping[str, object] | None,
+) -> Callable[..., Any]:
     import torch._inductor
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 

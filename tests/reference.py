@@ -150,6 +150,7 @@ class Reference:
             return 0
         old = [i for i in self.live(t) if 0 <= self.started(i) < t]
         dying = [i for i in old if not self.alive(i, t + 1) and not self.shared(i)]
+        dying = [i for i in dying if not self.started(i) < self.split <= t]
         total = 0
         for inst in self.live(t):
             fits = [d for d in dying if self.bytes(d) == self.bytes(inst)]
