@@ -122,7 +122,7 @@ def _init_small(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _transformer(
+def transformer(
     layers: int,
     width: int,
     length: int,
@@ -327,15 +327,15 @@ def _llama_hf(checkpoint: bool) -> Made:
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec("gpt12", partial(_transformer, 12, 256, 256), True, "GPT, 12 x 256, T=256, B=4"),
-        ModelSpec("gpt16", partial(_transformer, 16, 128, 512), True, "GPT, 16 x 128, T=512, B=4"),
+        ModelSpec("gpt12", partial(transformer, 12, 256, 256), True, "GPT, 12 x 256, T=256, B=4"),
+        ModelSpec("gpt16", partial(transformer, 16, 128, 512), True, "GPT, 16 x 128, T=512, B=4"),
         ModelSpec(
             "resnet50", _resnet50, False, "ResNet-50 at half width, batch norm, 8 x 128 x 128"
         ),
         ModelSpec("unet", _unet, False, "U-Net, 4 levels, group norm, 4 x 96 x 96"),
         ModelSpec(
             "encoder",
-            partial(_transformer, 8, 256, 256, causal=False, dropout=0.1),
+            partial(transformer, 8, 256, 256, causal=False, dropout=0.1),
             True,
             "transformer encoder, 8 x 256, T=256, B=4, dropout 0.1",
             random=True,

@@ -54,12 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    # No thread of its own that draws: it would slow down what is measured here.
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
         for name in todo:
             task = progress.add_task(name, total=TICKS)
 
             def tick(text: str, name: str = name, task: Any = task) -> None:
-                progress.update(task, description=f"{name}: {text}", advance=1)
+                progress.update(task, description=f"{name}: {text}", advance=1, refresh=True)
 
             result = run_model(MODELS[name], options.rounds, tick)
             progress.update(task, description=f"{name}: done", completed=TICKS)

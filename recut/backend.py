@@ -103,10 +103,13 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         assert report is not None, "only planned graphs are observed"
         before = self.experience.get(seen.digest)
         observed = dict(before.observed) if before else {}
-        for op, size in seen.excess.items():
+        # What an attempt without observations exceeds has been observed already.
+        excess = {} if attempt.is_floor else seen.excess
+        for op, size in excess.items():
             observed[op] = observed.get(op, 0) + size
+        floor = seen.peak if attempt.is_floor else before.floor if before else None
         promised = not (last and report.asked.kind == "fraction")
-        self.experience[seen.digest] = Experience(attempt.budget, observed, promised)
+        self.experience[seen.digest] = Experience(attempt.budget, observed, floor, promised)
         log.debug(
             "kernels hold %d bytes at the worst moment, %d were planned: planning again",
             seen.peak,

@@ -88,11 +88,14 @@ class Experience:
     Attributes:
         budget: bytes that the budget stood for then; it stays, whatever is learnt of the peaks.
         observed: bytes by op that compiled code holds beyond the problem's own count.
+        floor: what the kernels of the floor plan that no observation has touched hold, bytes; None
+            where that plan has not been tried.
         promised: whether the next attempt has to hold the budget.
     """
 
     budget: int
     observed: Mapping[int, int]
+    floor: int | None = None
     promised: bool = True
 
 
@@ -107,6 +110,8 @@ class Partitioned:
         report: what was planned.
         budget: bytes that were asked for; ``report.budget`` is the floor where they lie under it.
         clamped: the budget lies under the floor, and the floor plan was taken.
+        is_floor: it is the floor plan that no observation has touched, tried where those say that
+            nothing fits.
         dump: writes the dump.
     """
 
@@ -116,6 +121,7 @@ class Partitioned:
     report: GraphReport | None = None
     budget: int = 0
     clamped: bool = False
+    is_floor: bool = False
     dump: Callable[[], None] | None = None
 
     def announce(self, scheduled_peak: int | None = None, attempts: int = 1) -> None:
@@ -207,9 +213,22 @@ def _partition_under(
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
     digest = captured.problem.digest
     known = experience.get(digest)
+    is_floor = False
+    plain = captured
     if known is not None:
         captured = replace(captured, problem=captured.problem.with_observed(known.observed))
-    budget, plan, planner = _plan(settings, joint, captured, machine, known, compiler)
+    try:
+        budget, plan, planner = _plan(settings, joint, captured, machine, known, compiler)
+    except InfeasibleBudget as error:
+        if known is None:
+            raise
+        planner = Planner(plain.problem, machine, settings.solver_seconds)
+        if known.floor is not None or planner.floor > known.budget:
+            floor = min(error.floor, known.floor or error.floor)
+            raise InfeasibleBudget(error.budget, floor, error.culprits) from None
+        # What was observed holds for the plans that it was observed of; others may do better.
+        captured, is_floor = plain, True
+        budget, plan = known.budget, replace(planner.floor_plan(), budget=known.budget)
     clamped = plan.peak > budget
     asked = settings.memory_budget
     # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
@@ -234,7 +253,7 @@ def _partition_under(
     dump = None
     if settings.dump is not None:
         dump = partial(_dump, settings.dump, joint, captured, plan, forward, backward)
-    return Partitioned(forward, backward, digest, report, budget, clamped, dump)
+    return Partitioned(forward, backward, digest, report, budget, clamped, is_floor, dump)
 
 
 def _plan(

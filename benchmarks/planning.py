@@ -1,0 +1,130 @@
+"""Planning beside torch's own partitioner: ``python -m benchmarks.planning --models gpt12,unet``.
+
+Both get the same joint graph inside ``torch.compile``, and the compilation ends behind them.
+Seconds are the processor's, the median of some rounds: compile workers start beside a compilation,
+and seconds of the clock would count them too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks import measure
+from benchmarks.models import MODELS, ModelSpec, transformer
+from benchmarks.table import RESULTS, environment, write
+
+PARTITION = "min_cut_rematerialization_partition"
+BUDGETS = (1.0, 0.75, 0.5, 0.01)
+# Deep and narrow: quick to trace, and of the size of real models' graphs.
+DEEP = ModelSpec("gpt64", lambda block: transformer(64, 64, 64, block), True, "GPT, 64 x 64, T=64")
+
+
+class _Done(Exception):  # noqa: N818 - an answer, not a failure
+    """Ends a compilation behind the partitioner."""
+
+
+def _seconds(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``run`` so that it raises its processor seconds as ``_Done``."""
+
+    def timed(*args: Any, **kwargs: Any) -> None:
+        start = time.process_time()
+        run(*args, **kwargs)
+        raise _Done(time.process_time() - start)
+
+    return timed
+
+
+def _compile(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Compile up to the partitioner; returns its seconds."""
+    torch._dynamo.reset()
+    try:
+        measure.step(model, inputs)
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None:
+            if isinstance(found, _Done):
+                return float(found.args[0])
+            found = getattr(found, "inner_exception", None) or found.__cause__ or found.__context__
+        raise
+    raise RuntimeError("the model compiled without its partitioner")
+
+
+def compare(spec: ModelSpec, rounds: int) -> tuple[int, float, dict[float, float]]:
+    """Return the number of ops, torch's seconds, and recut's by budget (fractions)."""
+    from torch._functorch import partitioners
+    from torch._inductor import compile_fx
+
+    import recut.backend
+
+    model, inputs = spec.make(False)
+    torchs = _seconds(getattr(partitioners, PARTITION))
+    ops: list[int] = []
+
+    def ours(self: recut.backend.Partitioner, *args: Any, **kwargs: Any) -> None:
+        timed = _seconds(call)
+        try:
+            timed(self, *args, **kwargs)
+        finally:
+            reports = [result.report for result in self.current.values()]
+            ops[:] = [report.ops for report in reports if report is not None]
+
+    call = recut.backend.Partitioner.__call__
+    with (
+        mock.patch.object(partitioners, PARTITION, torchs),
+        mock.patch.object(compile_fx, PARTITION, torchs),
+        mock.patch.object(recut.backend.Partitioner, "__call__", ours),
+    ):
+        stock = [_compile(measure.compile_stock(model), inputs) for _ in range(rounds)]
+        recuts = {
+            budget: statistics.median(
+                _compile(measure.compile_recut(model, budget), inputs) for _ in range(rounds)
+            )
+            for budget in BUDGETS
+        }
+    return ops[0], statistics.median(stock), recuts
+
+
+def main() -> None:
+    """Compare the models and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
+    known = {**MODELS, DEEP.name: DEEP}
+    parser.add_argument("--models", default=",".join(known), help="names, with commas")
+    parser.add_argument("--rounds", type=int, default=5, help="compilations of each (default 5)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args()
+    unknown = set(options.models.split(",")) - known.keys()
+    if unknown:
+        parser.error(f"unknown {sorted(unknown)}, choose from {', '.join(known)}")
+    measure.prepare()
+    torch._inductor.config.force_disable_caches = True
+    lines = [
+        "# Planning",
+        "",
+        "Processor seconds for one joint graph: torch's own partitioner beside recut's whole pass "
+        "(prepare, capture, plan, emit, split, verify), by budget as a fraction of the fastest "
+        "plan's peak.",
+        "",
+        "| model | ops | torch | " + " | ".join(f"recut {b}" for b in BUDGETS) + " |",
+        "| --- |" + " --: |" * (2 + len(BUDGETS)),
+    ]
+    for name in options.models.split(","):
+        ops, stock, recuts = compare(known[name], options.rounds)
+        cells = (f"{s:.3f} ({s / stock:.2f})" for s in recuts.values())
+        lines.append(f"| {name} | {ops} | {stock:.3f} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    made = environment(f"python -m benchmarks.planning --rounds {options.rounds}")
+    lines += ["", f"{made['date']}, torch {made['torch']}, {made['device']}: `{made['command']}`"]
+    options.output.mkdir(parents=True, exist_ok=True)
+    write(options.output / "planning.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

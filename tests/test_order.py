@@ -1,0 +1,83 @@
+"""The backward's order: weight gradients early, everything else where the joint graph has it."""
+
+from __future__ import annotations
+
+from problems import Net, random_problem
+
+from recut.partitioners.evaluator import evaluate
+from recut.partitioners.problem import Kind, Phase
+from recut.partitioners.schedule import lazy_schedule
+
+BACKWARD = {"phase": Phase.BACKWARD}
+
+
+def layer():
+    """gelu(x) @ w and its gradients in autograd's order: input, weight, gelu."""
+    net = Net()
+    a, w, tangent = net.input("a"), net.input("w"), net.input("tangent")
+    (x,) = net.op("x", (a,), 400)
+    (g,) = net.op("gelu", (x,), 400, kind=Kind.POINTWISE)
+    (y,) = net.op("y", (g, w), 100)
+    (dy,) = net.op("dy", (tangent, y), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (dg,) = net.op("dg", (dy, w), 400, **BACKWARD)
+    (dw,) = net.op("dw", (dy, g), 50, **BACKWARD)
+    (dx,) = net.op("dx", (dg, x), 400, kind=Kind.POINTWISE, **BACKWARD)
+    return net.problem((y,), (dw, dx)), x
+
+
+def names(problem):
+    return [problem.ops[i].name for i in problem.backward_order]
+
+
+def test_a_weight_gradient_runs_before_the_input_gradient_and_lowers_the_peak():
+    problem, x = layer()
+    assert names(problem) == ["dy", "dw", "dg", "dx"]
+    joint = tuple(sorted(problem.backward_order))
+    early, late = (evaluate(problem, lazy_schedule(problem, {x}, o)) for o in (None, joint))
+    assert early.peak < late.peak
+
+
+def test_what_another_op_reads_keeps_its_place():
+    net = Net()
+    tangent = net.input("tangent")
+    (dy,) = net.op("dy", (tangent,), 100, **BACKWARD)
+    (dg,) = net.op("dg", (dy,), 100, **BACKWARD)
+    (dw,) = net.op("dw", (dy,), 100, **BACKWARD)
+    (total,) = net.op("total", (dw, dg), 100, **BACKWARD)
+    assert names(net.problem((), (dw, total))) == ["dy", "dg", "dw", "total"]
+
+
+def test_a_weight_gradient_does_not_divide_ops_that_fuse():
+    net = Net()
+    tangent = net.input("tangent")
+    (dy,) = net.op("dy", (tangent,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (dz,) = net.op("dz", (dy,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (dg,) = net.op("dg", (dz,), 100, **BACKWARD)
+    (dw,) = net.op("dw", (dy,), 100, **BACKWARD)
+    (dx,) = net.op("dx", (dg,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    assert names(net.problem((), (dx, dw))) == ["dy", "dz", "dw", "dg", "dx"]
+
+
+def test_random_ops_and_effects_stay_where_they_are():
+    net = Net()
+    tangent = net.input("tangent")
+    (dy,) = net.op("dy", (tangent,), 100, **BACKWARD)
+    (dg,) = net.op("dg", (dy,), 100, **BACKWARD)
+    (draw,) = net.op("draw", (dy,), 100, random=True, **BACKWARD)
+    net.op("effect", (dy,), **BACKWARD)
+    assert names(net.problem((), (dg, draw))) == ["dy", "dg", "draw", "effect"]
+
+
+def test_every_op_runs_once_behind_what_it_reads():
+    moved = 0
+    for seed in range(400):
+        problem = random_problem(seed)
+        order = problem.backward_order
+        own = [i for i, backward in enumerate(problem.is_backward) if backward]
+        assert sorted(order) == own, seed
+        place = {i: k for k, i in enumerate(order)}
+        for i in order:
+            makers = {problem.values[v].producer for v in problem.ops[i].inputs}
+            assert all(place[p] < place[i] for p in makers if p in place), (seed, i)
+        moved += list(order) != own
+    assert moved > 0
