@@ -37,7 +37,7 @@ from recut.passes.rewrite import emit, split
 from recut.passes.scheduled import expectations
 from recut.passes.verify import verify
 from recut.report import GraphReport, record
-from recut.settings import Settings
+from recut.settings import Budget, Settings
 
 log = logging.getLogger("recut")
 
@@ -134,9 +134,11 @@ class Partitioned:
         if self.report is None:
             return
         report = replace(self.report, scheduled_peak=scheduled_peak, attempts=attempts)
+        floor = max(report.peak, scheduled_peak or 0)
         if self.clamped:
-            floor = max(report.peak, scheduled_peak or 0)
             report = replace(report, budget=floor, floor=floor)
+        elif _is_all(report.asked) and report.planner == "min-cut":
+            report = replace(report, budget=floor)  # all of the fastest plan's peak
             warnings.warn(
                 f"recut: {report.asked} of the fastest plan's peak is {self.budget} bytes and "
                 f"lies under the floor of this graph; it is compiled at its floor of "
@@ -230,9 +232,8 @@ def _partition_under(
         captured, is_floor = plain, True
         budget, plan = known.budget, replace(planner.floor_plan(), budget=known.budget)
     clamped = plan.peak > budget
-    asked = settings.memory_budget
     # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
-    promised = not (asked.kind == "fraction" and asked.value == 1) and settings.plan is None
+    promised = not _is_all(settings.memory_budget) and settings.plan is None
     if known is not None and not known.promised:
         promised = False
     limit = (int(plan.peak * _FLOOR_FILL) if clamped else budget) if promised else None
@@ -254,6 +255,11 @@ def _partition_under(
     if settings.dump is not None:
         dump = partial(_dump, settings.dump, joint, captured, plan, forward, backward)
     return Partitioned(forward, backward, digest, report, budget, clamped, is_floor, dump)
+
+
+def _is_all(asked: Budget) -> bool:
+    """Return whether a budget is the fastest plan's whole peak."""
+    return asked.kind == "fraction" and asked.value == 1
 
 
 def _plan(
