@@ -135,10 +135,10 @@ class Partitioned:
             return
         report = replace(self.report, scheduled_peak=scheduled_peak, attempts=attempts)
         floor = max(report.peak, scheduled_peak or 0)
+        if _is_all(report.asked) and report.planner == "min-cut":
+            report = replace(report, budget=floor)  # all of the fastest plan's peak
         if self.clamped:
             report = replace(report, budget=floor, floor=floor)
-        elif _is_all(report.asked) and report.planner == "min-cut":
-            report = replace(report, budget=floor)  # all of the fastest plan's peak
             warnings.warn(
                 f"recut: {report.asked} of the fastest plan's peak is {self.budget} bytes and "
                 f"lies under the floor of this graph; it is compiled at its floor of "
