@@ -96,8 +96,9 @@ def _saved(captured: Capture, emission: Emission) -> dict[str, int]:
     for n in emission.crossing:
         if n.op != "placeholder":
             sizes[n.name] = sum(map(costs.nbytes, costs.tensors(n.meta.get("val"))))
-        elif n.name in joint:
-            sizes[n.name] = captured.problem.values[captured.value_of[joint[n.name]]].bytes
+        elif n.name in joint and captured.channels_last:
+            # The forward saves its copy of the input in the input's place.
+            sizes[n.name] = costs.channels_last_copy(joint[n.name])
     return {name: size for name, size in sizes.items() if size and name not in held}
 
 

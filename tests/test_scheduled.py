@@ -12,7 +12,7 @@ from test_backend import BUILT, step
 import recut
 from benchmarks import measure
 from benchmarks.models import Transformer, UNet
-from recut.passes import _torch, costs
+from recut.passes import _torch, capture
 from recut.passes.fusion import PlannedOrder
 
 pytestmark = pytest.mark.skipif(
@@ -52,7 +52,7 @@ def train(name, budget, **options):
 
 def hide_layout_copies(monkeypatch):
     """Let the planner miss the copies of convolution weights that Inductor makes."""
-    monkeypatch.setattr(costs, "channels_last_copy", lambda _: 0)
+    monkeypatch.setattr(capture._Builder, "_input_bytes", lambda *_: 0)
 
 
 @pytest.mark.parametrize("name", MODELS)
