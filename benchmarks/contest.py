@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ FLOOR = 0.01  # a fraction below any floor: recut gives its floor plan and one w
 
 Kind = Literal["eager", "stock", "block", "torch budget", "recut"]
 Progress = Callable[[str], object]
+Caught = TypeVar("Caught", bound=Exception)
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,13 @@ def infeasible_cause(error: BaseException | None) -> Exception | None:
     """The ``recut.InfeasibleBudget`` behind ``error``, however torch wrapped it, or None."""
     import recut
 
+    return cause(error, recut.InfeasibleBudget)
+
+
+def cause(error: BaseException | None, kind: type[Caught]) -> Caught | None:
+    """The error of a kind behind ``error``, however torch wrapped it, or None."""
     while error is not None:
-        if isinstance(error, recut.InfeasibleBudget):
+        if isinstance(error, kind):
             return error
         error = _inner(error)
     return None

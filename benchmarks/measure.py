@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-_PARTITION = "min_cut_rematerialization_partition"
+PARTITION = "min_cut_rematerialization_partition"
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def partition_seconds() -> Iterator[list[float]]:
     from torch._functorch import partitioners
     from torch._inductor import compile_fx
 
-    original, seconds = getattr(partitioners, _PARTITION), []
+    original, seconds = getattr(partitioners, PARTITION), []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -225,7 +225,7 @@ def partition_seconds() -> Iterator[list[float]]:
 
     # compile_fx holds a reference of its own from its import.
     with (
-        mock.patch.object(partitioners, _PARTITION, timed),
-        mock.patch.object(compile_fx, _PARTITION, timed),
+        mock.patch.object(partitioners, PARTITION, timed),
+        mock.patch.object(compile_fx, PARTITION, timed),
     ):
         yield seconds

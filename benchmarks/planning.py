@@ -18,10 +18,11 @@ from unittest import mock
 import torch
 
 from benchmarks import measure
+from benchmarks.contest import cause
+from benchmarks.measure import PARTITION
 from benchmarks.models import MODELS, ModelSpec, transformer
 from benchmarks.table import RESULTS, environment, write
 
-PARTITION = "min_cut_rematerialization_partition"
 BUDGETS = (1.0, 0.75, 0.5, 0.01)
 # Deep and narrow: quick to trace, and of the size of real models' graphs.
 DEEP = ModelSpec("gpt64", lambda block: transformer(64, 64, 64, block), True, "GPT, 64 x 64, T=64")
@@ -48,12 +49,10 @@ def _compile(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     try:
         measure.step(model, inputs)
     except Exception as error:
-        found: BaseException | None = error
-        while found is not None:
-            if isinstance(found, _Done):
-                return float(found.args[0])
-            found = getattr(found, "inner_exception", None) or found.__cause__ or found.__context__
-        raise
+        done = cause(error, _Done)
+        if done is None:
+            raise
+        return float(done.args[0])
     raise RuntimeError("the model compiled without its partitioner")
 
 

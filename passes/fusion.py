@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from recut.passes import _torch
@@ -164,15 +164,15 @@ if _torch.CustomSchedulerPass is not None:
             scheduler.codegen = generate_and_observe
 
 
-def inductor_patches(before: Any = None) -> dict[str, Any]:
+def inductor_patches(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the Inductor options that planned graphs need.
 
     Args:
-        before: the user's own pass behind fusion, or None.
+        given: the user's own options; a pass behind fusion among them runs before ours.
     """
     if _torch.CustomSchedulerPass is None:
         return {}
-    return {_POST_FUSION: PlannedOrder(before)}
+    return {_POST_FUSION: PlannedOrder(given.get(_POST_FUSION))}
 
 
 def _donate_nothing() -> None:

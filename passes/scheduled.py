@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from torch import fx
@@ -185,12 +186,7 @@ def _live(scheduler: Any, promised: Expectation) -> list[int]:
             shared = min(sizes[written], sizes.get(over, 0))
             delta[start] -= shared
             delta[start + 1] += shared
-    out = []
-    now = 0
-    for change in delta[: len(nodes)]:
-        now += change
-        out.append(now)
-    return out
+    return list(accumulate(delta[: len(nodes)]))
 
 
 def _last_reads(nodes: Sequence[Any], names: Mapping[str, int]) -> dict[str, int]:

@@ -194,7 +194,7 @@ def _compile(
             )
         patches.update(modes[mode])
     patches.update(settings.inductor)
-    patches.update(inductor_patches(patches.get("_post_fusion_custom_pass")))
+    patches.update(inductor_patches(patches))
     partitioner = Partitioner(settings)
     patches["custom_partitioner_fn"] = partitioner
     for attempt in range(1, _ATTEMPTS + 1):
