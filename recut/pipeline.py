@@ -213,37 +213,16 @@ def _partition_under(
         )
     machine = machine_for(joint.graph)
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
-    digest = captured.problem.digest
-    known = experience.get(digest)
-    is_floor = False
-    plain = captured
-    if known is not None:
-        captured = replace(captured, problem=captured.problem.with_observed(known.observed))
-    try:
-        budget, plan, planner = _plan(settings, joint, captured, machine, known, compiler)
-    except InfeasibleBudget as error:
-        if known is None:
-            raise
-        planner = Planner(plain.problem, machine, settings.solver_seconds)
-        if known.floor is not None or planner.floor > known.budget:
-            floor = min(error.floor, known.floor or error.floor)
-            raise InfeasibleBudget(error.budget, floor, error.culprits) from None
-        # What was observed holds for the plans that it was observed of; others may do better.
-        captured, is_floor = plain, True
-        budget, plan = known.budget, replace(planner.floor_plan(), budget=known.budget)
-    clamped = plan.peak > budget
-    # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
-    promised = not _is_all(settings.memory_budget) and settings.plan is None
-    if known is not None and not known.promised:
-        promised = False
-    limit = (int(plan.peak * _FLOOR_FILL) if clamped else budget) if promised else None
-    forward, backward = _apply(joint, captured, plan, static_lifetime_input_indices, limit)
-    problem = captured.problem
+    known = experience.get(captured.problem.digest)
+    choice = _choose(settings, joint, captured, machine, known)
+    plan, limit = choice.plan, _limit(settings, choice, known)
+    forward, backward = _apply(joint, choice.captured, plan, static_lifetime_input_indices, limit)
+    problem = choice.captured.problem
     report = GraphReport(
         budget=plan.budget,
         peak=plan.peak,
-        fastest_peak=planner.fastest_peak,
-        floor=planner.known_floor,
+        fastest_peak=choice.planner.fastest_peak,
+        floor=choice.planner.known_floor,
         added_seconds=plan.added_seconds,
         step_seconds=problem.total_seconds,
         planning_seconds=time.perf_counter() - start,
@@ -253,8 +232,85 @@ def _partition_under(
     )
     dump = None
     if settings.dump is not None:
-        dump = partial(_dump, settings.dump, joint, captured, plan, forward, backward)
-    return Partitioned(forward, backward, digest, report, budget, clamped, is_floor, dump)
+        dump = partial(_dump, settings.dump, joint, choice.captured, plan, forward, backward)
+    return Partitioned(
+        forward,
+        backward,
+        captured.problem.digest,
+        report,
+        choice.budget,
+        choice.clamped,
+        choice.is_floor,
+        dump,
+    )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A plan, and what it was chosen for.
+
+    Attributes:
+        budget: bytes that were asked for.
+        plan: the plan; its peak lies over the budget where that is a fraction below the floor.
+        captured: what it plans: the graph with what was observed of it, or without.
+        planner: who made it.
+        is_floor: it is the floor plan that no observation has touched.
+    """
+
+    budget: int
+    plan: Plan
+    captured: Capture
+    planner: Planner
+    is_floor: bool = False
+
+    @property
+    def clamped(self) -> bool:
+        """Whether the budget lies under the floor, and the floor plan was taken."""
+        return self.plan.peak > self.budget
+
+
+def _choose(
+    settings: Settings,
+    joint: fx.GraphModule,
+    captured: Capture,
+    machine: Machine,
+    known: Experience | None,
+) -> _Choice:
+    """Return the plan for a graph: a replayed one, or the best by what is known of its kernels.
+
+    Raises:
+        InfeasibleBudget: no plan fits the budget.
+    """
+    if settings.plan is not None:
+        plan = read_plan(settings.plan)
+        plan.check(captured.problem)
+        return _Choice(plan.peak, plan, captured, Planner(captured.problem, machine))
+    if known is None:
+        planner = Planner(captured.problem, machine, settings.solver_seconds)
+        budget = settings.memory_budget.resolve(planner.fastest_peak, _free_bytes(joint))
+        return _Choice(budget, _plan(settings, planner, budget), captured, planner)
+    observed = replace(captured, problem=captured.problem.with_observed(known.observed))
+    planner = Planner(observed.problem, machine, settings.solver_seconds)
+    try:
+        return _Choice(known.budget, _plan(settings, planner, known.budget), observed, planner)
+    except InfeasibleBudget as error:
+        # What was observed holds for the plans that it was observed of; others may do better.
+        planner = Planner(captured.problem, machine, settings.solver_seconds)
+        if known.floor is not None or planner.floor > known.budget:
+            floor = min(error.floor, known.floor or error.floor)
+            raise InfeasibleBudget(error.budget, floor, error.culprits) from None
+        plan = replace(planner.floor_plan(), budget=known.budget)
+        return _Choice(known.budget, plan, captured, planner, is_floor=True)
+
+
+def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int | None:
+    """Return the bytes that the plan's kernels may hold, None where nothing is promised of them."""
+    if known is not None and not known.promised:
+        return None
+    # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
+    if _is_all(settings.memory_budget) or settings.plan is not None:
+        return None
+    return int(choice.plan.peak * _FLOOR_FILL) if choice.clamped else choice.budget
 
 
 def _is_all(asked: Budget) -> bool:
@@ -262,34 +318,21 @@ def _is_all(asked: Budget) -> bool:
     return asked.kind == "fraction" and asked.value == 1
 
 
-def _plan(
-    settings: Settings,
-    joint: fx.GraphModule,
-    captured: Capture,
-    machine: Machine,
-    known: Experience | None,
-    compiler: str,
-) -> tuple[int, Plan, Planner]:
-    """Return the budget in bytes and its plan: a replayed one, or the best that was found."""
-    problem = captured.problem
-    if settings.plan is not None:
-        plan = read_plan(settings.plan)
-        plan.check(problem)
-        return plan.peak, plan, Planner(problem, machine)
-    planner = Planner(problem, machine, settings.solver_seconds)
-    if known is not None:
-        budget = known.budget
-    else:
-        budget = settings.memory_budget.resolve(planner.fastest_peak, _free_bytes(joint))
-    if compiler == "inductor" and planner.fastest_peak > budget:
+def _plan(settings: Settings, planner: Planner, budget: int) -> Plan:
+    """Return the best plan that a planner finds for a budget in bytes.
+
+    Raises:
+        InfeasibleBudget: the budget lies under the floor, and it is no fraction.
+    """
+    if planner.problem.compiler == "inductor" and planner.fastest_peak > budget:
         with suppress(InfeasibleBudget):
-            return budget, replace(planner.plan(int(budget * _FILL)), budget=budget), planner
+            return replace(planner.plan(int(budget * _FILL)), budget=budget)
     try:
-        return budget, planner.plan(budget), planner
+        return planner.plan(budget)
     except InfeasibleBudget:
         if settings.memory_budget.kind != "fraction":
             raise
-        return budget, planner.floor_plan(), planner
+        return planner.floor_plan()
 
 
 def _apply(
