@@ -211,10 +211,15 @@ def _plot(entries: list[Entry], folder: Path) -> None:
 def _points(axes: Any, entries: list[Entry], style: str, label: str) -> None:
     xs = [(entry.measured or 0) / 2**20 for entry in entries]
     axes.plot(xs, [entry.ratio for entry in entries], style, label=label, markersize=7)
+    # Budgets under the floor give the floor plan: one point, one label.
+    labels: dict[float, list[Entry]] = {}
     for x, entry in zip(xs, entries, strict=True):
         if entry.budget is not None:
-            text = entry.label.removeprefix("recut ")
-            axes.annotate(text, (x, entry.ratio), (4, 6), textcoords="offset points")
+            labels.setdefault(x, []).append(entry)
+    for x, same in labels.items():
+        text = ", ".join(entry.label.removeprefix("recut ") for entry in same)
+        top = max(entry.ratio for entry in same)
+        axes.annotate(text, (x, top), (4, 6), textcoords="offset points")
 
 
 if __name__ == "__main__":
