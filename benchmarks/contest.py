@@ -35,7 +35,8 @@ Caught = TypeVar("Caught", bound=Exception)
 class Row:
     """What one contestant was asked and what it did; bytes and seconds, None where unknown.
 
-    ``ratio`` and ``seconds`` come from one race with stock.  ``error`` is ``measure.max_error`` of
+    ``ratio`` and ``seconds`` come from one race with stock; ``predicted_seconds`` is recut's own
+    expectation of the step.  ``error`` is ``measure.max_error`` of
     the gradients against the model's reference.
     """
 
@@ -47,6 +48,7 @@ class Row:
     seconds: float | None = None
     ratio: float | None = None
     planned_added_seconds: float | None = None
+    predicted_seconds: float | None = None
     error: float | None = None
     planning_seconds: float | None = None
     floor: int | None = None
@@ -211,6 +213,7 @@ def _predicted(row: Row, reports: list[Any]) -> Row:
         asked=max(report.budget, report.floor or 0) if row.asked is None else row.asked,
         predicted=report.peak,
         planned_added_seconds=report.added_seconds,
+        predicted_seconds=report.step_seconds + report.added_seconds,
         planning_seconds=report.planning_seconds,
         floor=report.floor,
     )

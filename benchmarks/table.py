@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from scipy.stats import spearmanr
 
 from benchmarks.contest import BLOCK_FACTORS, INFEASIBLE, PERCENTS, Result, Row, run_model
 from benchmarks.models import MODELS
@@ -163,6 +165,7 @@ def _section(document: dict[str, Any]) -> list[str]:
         f"torch's own partitioner: {document['partition_seconds']:.2f} s on this graph"
         + (f", recut: {min(planning):.2f} to {max(planning):.2f} s." if planning else ".")
     )
+    summary += _times(rows)
     origin = (
         f"{measured['date']}, torch {measured['torch']}, Python {measured['python']}, "
         f"{measured['device']}: `{measured['command']}`"
@@ -171,6 +174,23 @@ def _section(document: dict[str, Any]) -> list[str]:
     lines += [_line(cells(row, stock)) for row in rows]
     title = f"## {document['model']}: {document['note']}"
     return [title, summary, "\n".join(lines), origin]
+
+
+def _times(rows: list[Row]) -> str:
+    """How well recut predicted the step times of its plans, in words."""
+    # Ratios to stock of one race each: seconds of different races are not of one machine's mood.
+    timed = [(r.predicted_seconds, r.ratio) for r in rows if r.predicted_seconds and r.ratio]
+    if len(timed) < 3:
+        return ""
+    predicted, measured = zip(*timed, strict=True)
+    rank = spearmanr(predicted, measured).statistic
+    seconds = [(r.predicted_seconds, r.seconds) for r in rows if r.predicted_seconds and r.seconds]
+    shares = sorted(p / s for p, s in seconds)
+    return (
+        f" Predicted step times: rank correlation {rank:.2f} with the measured, "
+        f"{statistics.median(shares):.2f} of them in the median ({shares[0]:.2f} to "
+        f"{shares[-1]:.2f})."
+    )
 
 
 def cells(row: Row, stock: Row) -> list[str]:

@@ -56,8 +56,49 @@ class _Inlined:
         np.maximum.at(end, self.sources.flat, np.repeat(end[self.which], count))
 
 
-def fused(trace: Trace) -> Lives:
-    """Return the lives of instances as Inductor's kernels make them."""
+@dataclass(frozen=True)
+class Kernels:
+    """Which ops of a schedule run in one kernel, and what never leaves it.
+
+    Attributes:
+        inlined: instances that their readers evaluate anew.
+        nothing: instances that take no memory: these, and what stays inside one kernel.
+        place: for each moment the last one of its kernel, at which the kernel runs.
+        side: for each moment the stretch between two ops that do not fuse.
+        end: for each instance its last moment, by the ops that read what is made of it.
+    """
+
+    inlined: _Inlined
+    nothing: Flags
+    place: Ints
+    side: Ints
+    end: Ints
+
+    def reads(self, trace: Trace) -> tuple[Ints, Ints]:
+        """Return each moment that runs and each buffer that it reads, evaluated ones behind it.
+
+        Pairs without repeats, in the order of moments.
+        """
+        count = len(trace.start)
+        does = self.runs(trace)[trace.at]
+        read, at = trace.read[does], trace.at[does]
+        direct = ~self.inlined.is_in[read]
+        behind = self.inlined.which.searchsorted(read[~direct])
+        through, owner = self.inlined.sources.take(behind)
+        source = np.concatenate([read[direct], through])
+        moment = np.concatenate([at[direct], at[~direct][owner]])
+        moment, source = np.divmod(np.unique(moment * count + source), max(count, 1))
+        return moment, source
+
+    def runs(self, trace: Trace) -> Flags:
+        """Return for each moment whether its op runs, rather than its readers evaluate it."""
+        runs: Flags = ~trace.tables.makes[trace.order]
+        runs[trace.start[~self.inlined.is_in & (trace.start >= 0)]] = True
+        return runs
+
+
+def kernels(trace: Trace) -> Kernels:
+    """Return the kernels that Inductor makes of a schedule."""
     n, start, order, tables = trace.n, trace.start, trace.order, trace.tables
     fuses = tables.fuses[order]
     # What divides kernels: the phase, and how many ops before do not fuse.
@@ -74,41 +115,37 @@ def fused(trace: Trace) -> Lives:
     inside &= side[np.minimum(end, n)] == side[start]
     inside &= np.where(made, fuses[start], False) if n else inside
     nothing = inlined.is_in | inside
-    place = _kernels(trace, nothing, side)
+    return Kernels(inlined, nothing, _places(trace, nothing, side), side, end)
+
+
+def fused(trace: Trace) -> Lives:
+    """Return the lives of instances as Inductor's kernels make them."""
+    n, start, tables = trace.n, trace.start, trace.tables
+    found = kernels(trace)
+    place, end = found.place, found.end
     reduces = np.zeros(n, dtype=np.bool_)
-    reduces[place[tables.reduces[order]]] = True
-    first = np.where(made, place[start], start) if n else start
+    reduces[place[tables.reduces[trace.order]]] = True
+    first = np.where(start >= 0, place[start], start) if n else start
     within = (end >= 0) & (end < n)
     last = np.where(within, place[np.where(within, end, 0)], end) if n else end
     np.maximum.at(last, trace.read, place[trace.at])
     end = np.where(end < n, last, end)
-    inlined.outlive(end)
-    shared = _shared(trace, inlined, side)
-    return Lives(first, np.maximum(first, end), nothing, reduces, shared)
+    found.inlined.outlive(end)
+    shared = _shared(trace, found)
+    return Lives(first, np.maximum(first, end), found.nothing, reduces, shared)
 
 
-def _shared(trace: Trace, inlined: _Inlined, side: Ints) -> Flags:
+def _shared(trace: Trace, found: Kernels) -> Flags:
     """Return the instances that several ops read in their last stretch, evaluated ones included."""
     count = len(trace.start)
-    # An op whose results are all evaluated by their readers reads nothing itself.
-    runs = ~trace.tables.makes[trace.order]
-    runs[trace.start[~inlined.is_in & (trace.start >= 0)]] = True
-    does = runs[trace.at]
-    read, at = trace.read[does], trace.at[does]
-    direct = ~inlined.is_in[read]
-    behind = inlined.which.searchsorted(read[~direct])
-    through, owner = inlined.sources.take(behind)
-    source = np.concatenate([read[direct], through])
-    moment = np.concatenate([at[direct], at[~direct][owner]])
-    pairs = np.unique(moment * count + source)
-    moment, source = np.divmod(pairs, max(count, 1))
+    moment, source = found.reads(trace)
     last = np.zeros(count, dtype=np.int64)
-    last[source] = side[moment]  # moments ascend, and the last assignment stays
-    several: Flags = np.bincount(source[last[source] == side[moment]], minlength=count) > 1
+    last[source] = found.side[moment]  # moments ascend, and the last assignment stays
+    several: Flags = np.bincount(source[last[source] == found.side[moment]], minlength=count) > 1
     return several
 
 
-def _kernels(trace: Trace, nothing: Flags, side: Ints) -> Ints:
+def _places(trace: Trace, nothing: Flags, side: Ints) -> Ints:
     """Return for each moment the last one of its kernel, at which the kernel runs."""
     made = trace.start[trace.read]
     joins = nothing[trace.read] & (made >= 0)

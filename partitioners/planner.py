@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
+from recut.partitioners.bound import added_seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget
 from recut.partitioners.evaluator import evaluate, measure
 from recut.partitioners.fastest import fastest
@@ -30,6 +31,7 @@ from recut.partitioners.program import Program, Solution
 from recut.partitioners.rounding import Candidate, fill, shrink
 from recut.partitioners.schedule import Schedule
 from recut.partitioners.segments import Forward
+from recut.partitioners.timing import step_seconds
 
 _SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48)
 # How many segmentations in a row may be worse before the search gives up on finer (coarser) ones.
@@ -101,20 +103,26 @@ class Planner:
         """The floor, bytes, if something has asked for it yet."""
         return self.lowest.peak if "lowest" in self.__dict__ else None
 
-    def plan(self, budget: int) -> Plan:
+    def plan(self, budget: int, fill: float = 1.0) -> Plan:
         """Return the best plan found under ``budget`` bytes.
 
+        Args:
+            budget: bytes.
+            fill: how much of the budget the plan may use; of a fastest plan that fits, all.
+
         Raises:
-            InfeasibleBudget: the budget lies under the floor.
+            InfeasibleBudget: that much of the budget lies under the floor.
         """
         if self.fastest_peak <= budget:
             return make_plan(self.problem, self.fastest, budget, "min-cut")
-        found = self._cheapest(budget)
-        if found is None and self.floor <= budget:
+        room = int(budget * fill)
+        found = self._cheapest(room)
+        if found is None and self.floor <= room:
             found = (self.lowest, "floor")
         if found is None:
             raise InfeasibleBudget(budget, self.floor, self.culprits())
-        return make_plan(self.problem, found[0].schedule, budget, found[1])
+        bound = added_seconds_bound(self.problem, budget)
+        return make_plan(self.problem, found[0].schedule, budget, found[1], bound)
 
     def _cheapest(self, budget: int) -> tuple[Candidate, str] | None:
         """Return the cheapest schedule that the programs give under a budget, and who found it."""
@@ -138,9 +146,13 @@ class Planner:
                 name = "segments (cut short by solver_seconds)"
                 break
             found = fill(self.programs[k], budget, solved[k])
-            if found is not None and (best is None or found.seconds < best.seconds):
+            if found is not None and (best is None or self._time(found) < self._time(best)):
                 best = found
         return None if best is None else (best, name)
+
+    def _time(self, candidate: Candidate) -> float:
+        """Return the seconds that a schedule's step is expected to take."""
+        return step_seconds(self.problem, candidate.schedule, self.machine)
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""

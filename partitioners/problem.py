@@ -103,8 +103,9 @@ class Op:
     source: str = ""
 
 
-# Fields of an op that do not identify a problem: names, and what was only observed of its code.
-_NO_MATTER = frozenset({"name", "source", "reason", "observed"})
+# Fields of an op that do not identify a problem: names, what was only observed of its code, and the
+# price, which is the machine's: a plan made by other prices is as right as it was.
+_NO_MATTER = frozenset({"name", "source", "reason", "observed", "seconds"})
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class Problem:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the graph and its costs (names, source lines and observations are not part)."""
+        """Hash of the graph and its memory; names, prices and observations are no part."""
         names = [f.name for f in fields(Op) if f.name not in _NO_MATTER]
         plain = [
             replace(o, workspace=o.workspace - o.observed) if o.observed else o for o in self.ops

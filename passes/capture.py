@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from recut.partitioners.machine import CPU, GPU, Machine
+from recut.partitioners.machine import Machine, described
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
 from recut.passes import _torch, costs, prepare, rules
 
@@ -139,7 +139,7 @@ class _Builder:
             and owner is not None
             and bool(_torch.GraphLowering.decide_layout_opt(owner, is_inference=False))
         )
-        self.on_cpu = machine.name == "cpu"
+        self.on_cpu = device_of(graph) == "cpu"
         self.values: list[Value] = []
         self.value_of: dict[fx.Node, int] = {}
         self.tuple_values: dict[fx.Node, list[int]] = {}
@@ -263,13 +263,13 @@ def _getitem_leaves(node: fx.Node) -> list[fx.Node] | None:
     return out
 
 
-def machine_for(graph: fx.Graph) -> Machine:
-    """Return the machine description for the device that a graph's tensors are on."""
+def device_of(graph: fx.Graph) -> str:
+    """Return the type of the device that a graph's tensors are on: a GPU's if any is on one."""
     for n in graph.nodes:
         for t in costs.tensors(n.meta.get("val")):
             if t.device.type not in ("cpu", "meta"):
-                return GPU
-    return CPU
+                return str(t.device.type)
+    return "cpu"
 
 
 def capture(
@@ -285,18 +285,23 @@ def capture(
         joint: the joint graph after Inductor's own joint-graph passes; it is not changed.
         num_fwd_outputs: how many of its outputs the forward returns.
         compiler: "inductor" or "eager": who will run the result.
-        machine: prices; by the graph's device where not given.
+        machine: prices; a built-in description of the graph's device where not given.
     """
-    machine = machine or machine_for(joint.graph)
+    machine = machine or described(device_of(joint.graph), "")
     b = _Builder(joint.graph, num_fwd_outputs, machine, compiler == "inductor")
     found = b.collect()
     index = {n: i for i, (n, *_) in enumerate(found)}
     forward = _forward_ops(b, found, index)
-    ops = []
+    ops: list[Op] = []
     for i, (n, inputs, outputs, workspace) in enumerate(found):
         backward = n in b.backward
         phase = Phase.BACKWARD if backward else Phase.FORWARD if i in forward else Phase.EITHER
         rule, reason = (Rule.MAY_RECOMPUTE, "") if backward else rules.rule_of(n, b.mutated)
+        if phase is Phase.EITHER and rule is Rule.MAY_RECOMPUTE:
+            # Saved, it would keep in memory what the user's region says not to keep.
+            makers = [b.values[v].producer for v in inputs]
+            of_region = [ops[p] for p in makers if p >= 0 and ops[p].rule is Rule.MUST_RECOMPUTE]
+            rule, reason = (of_region[0].rule, of_region[0].reason) if of_region else (rule, reason)
         kind = costs.kind_of(n)
         ops.append(
             Op(

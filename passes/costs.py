@@ -98,6 +98,13 @@ def hint(size: Any) -> int:
     )
 
 
+def family_of(node: fx.Node) -> str:
+    """Return the family of library calls (``machine.FAMILIES``) that a node belongs to, or ""."""
+    name = packet(node).__name__ if kind_of(node) is Kind.COMPUTE else ""
+    stem = next((s for s in ("attention", "convolution") if s in name), "")
+    return f"{stem} backward" if stem and "backward" in name else stem
+
+
 def nbytes(tensor: torch.Tensor) -> int:
     """Return the bytes at the hint that a tensor's own elements take."""
     return hint(tensor.numel()) * tensor.dtype.itemsize
@@ -145,10 +152,23 @@ def flops_of(node: fx.Node) -> int:
     formula = _OWN_FLOPS.get(op)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _concrete(n.meta.get("val")))
     if formula is not None:
-        return formula(*[a.shape if isinstance(a, torch.Tensor) else a for a in args])
-    if op not in _torch.flop_registry:
+        flops = formula(*[a.shape if isinstance(a, torch.Tensor) else a for a in args])
+    elif op in _torch.flop_registry:
+        out = _concrete(node.meta.get("val"))
+        flops = int(_torch.flop_registry[op](*args, **kwargs, out_val=out))
+    else:
         return 0
-    return int(_torch.flop_registry[op](*args, **kwargs, out_val=_concrete(node.meta.get("val"))))
+    # The formulas count what a causal mask hides, and kernels skip it.
+    return flops // 2 if _is_causal(node) else flops
+
+
+def _is_causal(node: fx.Node) -> bool:
+    arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    for k, argument in enumerate(arguments):
+        if argument.name == "is_causal":
+            given = node.args[k] if k < len(node.args) else node.kwargs.get("is_causal")
+            return given is True
+    return False
 
 
 def _concrete(value: Any) -> Any:
@@ -257,6 +277,6 @@ def seconds_of(node: fx.Node, machine: Machine) -> float:
         return machine.launch + _REDUCTION_SHARE * moved / machine.bandwidth
     traffic = _OTHER_SHARE * moved / machine.bandwidth
     if kind is Kind.COMPUTE:
-        compute = flops_of(node) / machine.peak_flops(dtype_name(outputs))
+        compute = flops_of(node) / machine.peak_flops(dtype_name(outputs), family_of(node))
         return machine.launch + max(compute, traffic * 0.5)
     return machine.launch + traffic

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from recut.errors import RecutError, SettingError
+from recut.machines import in_force
 from recut.partitioners.errors import PlanningError
-from recut.partitioners.machine import MACHINES
 from recut.passes import _torch
 from recut.passes.fusion import inductor_patches, wrap_inner_compile
 from recut.passes.scheduled import Observation
@@ -53,6 +53,7 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.machines = in_force(settings)
         self.experience: dict[str, Experience] = {}
         self.current: dict[str, Partitioned] = {}
         self.seen: dict[str, int] = {}  # the highest peak of the current attempt's kernels
@@ -72,6 +73,7 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
             num_fwd_outputs=kwargs["num_fwd_outputs"],
             static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
             compiler="inductor",
+            machines=self.machines,
             experience=self.experience,
         )
         if result.digest is not None:
@@ -131,7 +133,7 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         Inductor gives a partitioner without an id the key of no partitioner at all, and would
         serve a stale plan.
         """
-        machines = tuple(MACHINES[name].key() for name in sorted(MACHINES))
+        machines = tuple(self.machines[device].key() for device in sorted(self.machines))
         # Libraries allocate by thread.
         threads = torch.get_num_threads()
         return ("recut", _sources_digest(), self.settings.key(), machines, threads)

@@ -23,13 +23,15 @@ import torch
 from torch import fx
 
 from recut.files import dump_graph, read_plan
+from recut.machines import in_force, pick
 from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
 from recut.partitioners.planner import Planner
+from recut.partitioners.timing import step_seconds
 from recut.passes import _torch
-from recut.passes.capture import Capture, capture, machine_for
+from recut.passes.capture import Capture, capture, device_of
 from recut.passes.costs import tensors
 from recut.passes.fusion import promise
 from recut.passes.prepare import has_backward, prepare
@@ -70,12 +72,14 @@ def partition(
         SettingError: a setting of the environment cannot be read.
         InfeasibleBudget: no plan fits the budget.
     """
+    settings = Settings.read(None)
     result = partition_under(
-        Settings.read(None),
+        settings,
         joint_module,
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_indices=static_lifetime_input_indices,
         compiler=compiler,
+        machines=in_force(settings),
     )
     result.announce()
     return result.forward, result.backward
@@ -157,6 +161,7 @@ def partition_under(
     num_fwd_outputs: int,
     static_lifetime_input_indices: Sequence[int] | None,
     compiler: str,
+    machines: Mapping[str, Machine],
     experience: Mapping[str, Experience] | None = None,
 ) -> Partitioned:
     """Partition a joint graph under ``settings``; see :func:`partition`.
@@ -167,6 +172,7 @@ def partition_under(
         num_fwd_outputs: as for :func:`partition`.
         static_lifetime_input_indices: as for :func:`partition`.
         compiler: as for :func:`partition`.
+        machines: prices by type of device.
         experience: what earlier attempts have taught, by digest of the problem.
     """
     with _collector_paused():
@@ -176,6 +182,7 @@ def partition_under(
             num_fwd_outputs,
             static_lifetime_input_indices,
             compiler,
+            machines,
             experience or {},
         )
 
@@ -198,6 +205,7 @@ def _partition_under(
     num_fwd_outputs: int,
     static_lifetime_input_indices: Sequence[int] | None,
     compiler: str,
+    machines: Mapping[str, Machine],
     experience: Mapping[str, Experience],
 ) -> Partitioned:
     start = time.perf_counter()
@@ -211,23 +219,25 @@ def _partition_under(
                 static_lifetime_input_indices=list(static_lifetime_input_indices or ()),
             )
         )
-    machine = machine_for(joint.graph)
+    machine = pick(machines, device_of(joint.graph))
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
     known = experience.get(captured.problem.digest)
     choice = _choose(settings, joint, captured, machine, known)
     plan, limit = choice.plan, _limit(settings, choice, known)
     forward, backward = _apply(joint, choice.captured, plan, static_lifetime_input_indices, limit)
     problem = choice.captured.problem
+    fastest_seconds = step_seconds(problem, choice.planner.fastest, machine)
     report = GraphReport(
         budget=plan.budget,
         peak=plan.peak,
         fastest_peak=choice.planner.fastest_peak,
         floor=choice.planner.known_floor,
-        added_seconds=plan.added_seconds,
-        step_seconds=problem.total_seconds,
+        added_seconds=step_seconds(problem, plan.schedule, machine) - fastest_seconds,
+        step_seconds=fastest_seconds,
         planning_seconds=time.perf_counter() - start,
         ops=len(problem.ops),
         planner=plan.planner,
+        gap_seconds=plan.gap,
         asked=settings.memory_budget,
     )
     dump = None
@@ -326,7 +336,7 @@ def _plan(settings: Settings, planner: Planner, budget: int) -> Plan:
     """
     if planner.problem.compiler == "inductor" and planner.fastest_peak > budget:
         with suppress(InfeasibleBudget):
-            return replace(planner.plan(int(budget * _FILL)), budget=budget)
+            return planner.plan(budget, _FILL)
     try:
         return planner.plan(budget)
     except InfeasibleBudget:

@@ -21,8 +21,8 @@ class GraphReport:
         peak: predicted peak of the plan, bytes.
         fastest_peak: predicted peak of the fastest plan, bytes.
         floor: lowest budget that a plan was found for, bytes; None where it was not looked for.
-        added_seconds: time that the plan is expected to add to the step, seconds.
-        step_seconds: expected time of a step that computes everything once, seconds.
+        added_seconds: time that the plan is expected to add to the fastest plan's step, seconds.
+        step_seconds: expected time of the fastest plan's step, seconds.
         planning_seconds: time that partitioning took, seconds.
         ops: number of operations planned over.
         planner: which planner answered.
@@ -30,6 +30,8 @@ class GraphReport:
         scheduled_peak: the most bytes that Inductor's generated kernels hold at one moment; None
             where no code was generated (without Inductor, or from a cache).
         attempts: how often the graph was planned until its kernels held the budget.
+        gap_seconds: how much of the recomputation no proof says that every plan under the budget
+            needs, seconds; the best plan there is may save that much, and no more.
     """
 
     budget: int
@@ -44,6 +46,7 @@ class GraphReport:
     asked: Budget
     scheduled_peak: int | None = None
     attempts: int = 1
+    gap_seconds: float = 0.0
 
     def line(self) -> str:
         """Return the log line."""
@@ -52,9 +55,14 @@ class GraphReport:
         return (
             f"budget {_mib(self.budget)} ({self.asked}): planned peak {_mib(self.peak)} "
             f"(fastest plan {_mib(self.fastest_peak)}), recomputation expected to add "
-            f"{share:.1%} to the step; {self.ops} ops planned in {self.planning_seconds:.2f} s "
-            f"by {self.planner}{again}"
+            f"{share:.1%} to the step{self._proof()}; {self.ops} ops planned in "
+            f"{self.planning_seconds:.2f} s by {self.planner}{again}"
         )
+
+    def _proof(self) -> str:
+        if self.planner == "min-cut" or not self.step_seconds:
+            return ""
+        return f" (at most {self.gap_seconds / self.step_seconds:.1%} more than any plan has to)"
 
 
 def _mib(size: int) -> str:

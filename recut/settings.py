@@ -9,6 +9,8 @@ RECUT_MEMORY_BUDGET    memory_budget       see :func:`parse_budget`; default ``1
 RECUT_DUMP             dump                folder; default: nothing is written
 RECUT_PLAN             plan                file with a saved plan; default: none
 RECUT_SOLVER_SECONDS   solver_seconds      seconds per graph; default ``10``
+RECUT_MACHINE          machine             name or file of a machine description; default:
+                                           what ``recut calibrate`` measured, or a built-in
 (none)                 inductor            dict of Inductor options; default ``{}``
 =====================  ==================  =======================================
 """
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from recut.errors import SettingError
+from recut.partitioners.machine import MACHINES, Machine
 
 __all__ = ["Budget", "Settings", "check_inductor_options", "parse_budget"]
 
@@ -38,8 +41,9 @@ ENVIRONMENT: Mapping[str, str] = {
     "RECUT_DUMP": "dump",
     "RECUT_PLAN": "plan",
     "RECUT_SOLVER_SECONDS": "solver_seconds",
+    "RECUT_MACHINE": "machine",
 }
-OPTIONS = ("memory_budget", "dump", "plan", "solver_seconds", "inductor")
+OPTIONS = ("memory_budget", "dump", "plan", "solver_seconds", "machine", "inductor")
 
 BUDGET_FORMS = (
     'accepted are bytes ("12GiB", "800MB", or an int over 1), '
@@ -229,6 +233,7 @@ class Settings:
         dump: folder for graph dumps and reports, or ``None`` to write nothing.
         plan: file with a saved plan to replay, or ``None`` to plan.
         solver_seconds: time the planner may spend on one graph, seconds.
+        machine: description that prices operations, or ``None`` for the best that is known.
         inductor: options passed through to Inductor; do not write to it.
     """
 
@@ -236,6 +241,7 @@ class Settings:
     dump: Path | None = None
     plan: Path | None = None
     solver_seconds: float = 10.0
+    machine: Machine | None = None
     inductor: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -271,6 +277,7 @@ class Settings:
             "dump": _read_dump,
             "plan": _read_plan,
             "solver_seconds": _read_seconds,
+            "machine": _read_machine,
             "inductor": _read_inductor,
         }
         values = {key: readers[key](value, source) for key, (source, value) in given.items()}
@@ -280,7 +287,8 @@ class Settings:
         """Return a hash, stable across runs and machines, of all that can change a plan.
 
         It covers the budget, the solver's time and the content of the plan file. Not ``dump``,
-        which changes no plan, nor ``inductor``, which Inductor's own cache keys cover. What
+        which changes no plan, ``machine``, which has a key of its own, nor ``inductor``, which
+        Inductor's own cache keys cover. What
         ``"auto"`` resolves to is not known here.
 
         Raises:
@@ -373,6 +381,24 @@ def _read_seconds(value: object, source: str) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise SettingError(source, value, "not a positive, finite time", remedy)
     return seconds
+
+
+def _read_machine(value: object, source: str) -> Machine | None:
+    if value is None or isinstance(value, Machine):
+        return value
+    path = _read_path(value, source)
+    if str(value).lower() in MACHINES:
+        return MACHINES[str(value).lower()]
+    remedy = (
+        f"give one of {', '.join(sorted(MACHINES))}, or the file that "
+        "`recut calibrate --output FILE` writes"
+    )
+    if not path.is_file():
+        raise SettingError(source, value, "no known machine, and no file", remedy)
+    try:
+        return Machine.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise SettingError(source, value, f"no readable description ({error})", remedy) from error
 
 
 def _read_inductor(value: object, source: str) -> Mapping[str, object]:

@@ -172,3 +172,21 @@ class Reference:
     def total(self, t):
         """Return the bytes in memory while the op at a moment runs."""
         return sum(map(self.bytes, self.live(t))) + self.ops[t].workspace - self.taken_over(t)
+
+    def seconds(self, machine):
+        """Return the time of the step: ops by their prices, kernels by what goes in and out."""
+        if self.problem.compiler != "inductor":
+            return sum(op.seconds for op in self.ops)
+        anew = {i for i, (inlined, *_) in self.fate.items() if inlined}
+        kernels = {}
+        for t, op in enumerate(self.ops):
+            made = [i for i in self.instances if i[1] == t]
+            if self.fuses([t]) and (not op.outputs or any(i not in anew for i in made)):
+                kernels.setdefault(self.place[t], []).append(t)
+        total = sum(op.seconds for t, op in enumerate(self.ops) if not self.fuses([t]))
+        for place, members in kernels.items():
+            written = [i for i in self.instances if i[1] in members]
+            read = [i for i in self.instances if self.needed[i].intersection(members)]
+            read = [i for i in read if i[1] < 0 or self.place[i[1]] != place]
+            total += machine.launch + sum(map(self.bytes, written + read)) / machine.bandwidth
+        return total

@@ -262,7 +262,7 @@ def test_an_empty_environment_variable_is_unset(empty):
         ("dumps", "did you mean dump?"),
         ("solver_second", "did you mean solver_seconds?"),
         ("Plan", "did you mean plan?"),
-        ("zzz", "known are dump, inductor, memory_budget, plan, solver_seconds"),
+        ("zzz", "known are dump, inductor, machine, memory_budget, plan"),
         (3, "known are"),
     ],
 )

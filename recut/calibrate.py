@@ -1,0 +1,152 @@
+"""Measure a machine: what its matmuls, attention, convolutions and memory reach.
+
+Each figure is the best of many short runs (``torch.utils.benchmark``): the machine's own limit, and
+the least disturbed by whatever else runs on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils.benchmark import Timer
+
+from recut.machines import Host
+from recut.partitioners.machine import Machine, described
+
+_SECONDS = 0.4  # for one figure, warm-up aside
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+Step = tuple[str, Callable[[], None]]
+
+
+def _activation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(a * 0.5 + b) + a
+
+
+class Calibration:
+    """The measurements of one device.
+
+    Args:
+        host: what is measured.
+        scale: factor on the sizes of the operands; tests measure small ones.
+    """
+
+    def __init__(self, host: Host, scale: float = 1.0) -> None:
+        self.host = host
+        self.device = torch.device(host.device)
+        self.cuda = host.device == "cuda"
+        self.scale = scale * (4 if self.cuda else 1)
+        self.main = torch.bfloat16 if self.cuda else torch.float32
+        self.flops: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+        self.bandwidth = self.launch = self.link = 0.0
+
+    def steps(self) -> Iterator[Step]:
+        """Yield what to measure: a label, and the call that measures it."""
+        for name in _DTYPES:
+            yield f"matmul, {name}", partial(self._matmul, name)
+        yield "attention", self._attention
+        yield "convolution", self._convolution
+        yield "memory bandwidth", self._bandwidth
+        yield "starting a kernel", self._launch
+        if self.cuda:
+            yield "host link", self._link
+
+    def machine(self) -> Machine:
+        """Return what was measured as a description."""
+        return Machine(
+            self.host.product,
+            {"default": self.flops["float32"], **self.flops},
+            self.bandwidth,
+            self.launch,
+            described(self.host.device, self.host.product).fused,
+            self.host.device,
+            self.rates,
+            self.link,
+            f"recut calibrate, torch {self.host.torch}, {self.host.threads} threads",
+        )
+
+    def _seconds(self, run: Callable[[], Any]) -> float:
+        timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+        return float(min(timer.blocked_autorange(min_run_time=_SECONDS).times))
+
+    def _size(self, size: int) -> int:
+        return max(16, int(size * self.scale) // 16 * 16)
+
+    def _random(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        made = torch.randn(*shape, device=self.device, dtype=torch.float32)
+        return made.to(dtype or self.main)
+
+    def _matmul(self, name: str) -> None:
+        n = self._size(1024)
+        a, b = (self._random(n, n, dtype=getattr(torch, name)) for _ in range(2))
+        out = torch.empty_like(a)
+        self.flops[name] = 2 * n**3 / self._seconds(lambda: torch.mm(a, b, out=out))
+
+    def _attention(self) -> None:
+        length = self._size(512)
+        inputs = [self._random(4, 8, length, 64).requires_grad_() for _ in range(3)]
+        query, key, value = inputs
+        flops = 4.0 * 4 * 8 * length * length * 64
+
+        def run() -> torch.Tensor:
+            return functional.scaled_dot_product_attention(query, key, value)
+
+        self._family("attention", run, inputs, flops, 2.5 * flops)
+
+    def _convolution(self) -> None:
+        size, channels = self._size(56), 64
+        last = torch.channels_last
+        image = self._random(8, channels, size, size).contiguous(memory_format=last)
+        weight = self._random(channels, channels, 3, 3).contiguous(memory_format=last)
+        flops = 2.0 * 8 * channels * channels * 9 * size * size
+
+        def run() -> torch.Tensor:
+            return functional.conv2d(image, weight, padding=1)
+
+        inputs = [image.requires_grad_(), weight.requires_grad_()]
+        self._family("convolution", run, inputs, flops, 2 * flops)
+
+    def _family(
+        self,
+        family: str,
+        run: Callable[[], torch.Tensor],
+        inputs: list[torch.Tensor],
+        flops: float,
+        backward_flops: float,
+    ) -> None:
+        """Measure what a call and its backward reach of a matmul's rate."""
+        out = run()
+        gradient = torch.randn_like(out)
+        with torch.no_grad():
+            forward = self._seconds(run)
+        backward = self._seconds(
+            lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True)
+        )
+        rate = self.flops[str(self.main).removeprefix("torch.")]
+        self.rates[family] = flops / forward / rate
+        self.rates[f"{family} backward"] = backward_flops / backward / rate
+
+    def _bandwidth(self) -> None:
+        # Of the size of activations, and by a kernel that Inductor writes: it computes as well.
+        n = self._size(2**20 * (16 if self.cuda else 1))
+        a, b = (self._random(n, dtype=torch.float32) for _ in range(2))
+        kernel = torch.compile(_activation, dynamic=False)
+        with torch.no_grad():
+            seconds = self._seconds(lambda: kernel(a, b))
+        self.bandwidth = 3 * 4 * n / seconds
+
+    def _launch(self) -> None:
+        a = self._random(16, dtype=torch.float32)
+        out = torch.empty_like(a)
+        self.launch = self._seconds(lambda: torch.add(a, a, out=out))
+
+    def _link(self) -> None:
+        n = 64 * 2**20
+        host = torch.empty(n, dtype=torch.uint8, pin_memory=True)
+        here = torch.empty(n, dtype=torch.uint8, device=self.device)
+        self.link = n / self._seconds(lambda: here.copy_(host, non_blocking=True))

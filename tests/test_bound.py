@@ -1,0 +1,111 @@
+"""The lower bound: no schedule may beat it, and on a hand-made net it is the optimum."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from problems import Net, forward_values, random_problem, random_schedule, small_chain, subsets
+
+from recut.partitioners.bound import added_seconds_bound
+from recut.partitioners.evaluator import measure
+from recut.partitioners.machine import CPU
+from recut.partitioners.planner import Planner
+from recut.partitioners.problem import Phase, Rule
+from recut.partitioners.schedule import lazy_schedule
+
+COMPILERS = pytest.mark.parametrize("compiler", ["eager", "inductor"])
+BACKWARD = {"phase": Phase.BACKWARD}
+
+
+@COMPILERS
+def test_no_schedule_beats_the_bound(compiler):
+    positive = 0
+    for seed in range(1000):
+        problem = random_problem(seed, compiler)
+        for draw in range(3):
+            schedule = random_schedule(problem, 3 * seed + draw)
+            bound = added_seconds_bound(problem, measure(problem, schedule).peak)
+            assert bound <= schedule.added_seconds(problem) + 1e-11, (seed, draw)
+            positive += bound > 0
+    assert positive > 20
+
+
+@COMPILERS
+def test_no_lazy_schedule_of_a_chain_beats_the_bound(compiler):
+    close = total = 0
+    for seed in range(16):
+        problem = small_chain(seed, compiler)
+        points = []
+        for saved in subsets(forward_values(problem)):
+            schedule = lazy_schedule(problem, saved)
+            points.append((measure(problem, schedule).peak, schedule.added_seconds(problem)))
+        for budget in sorted({peak for peak, _ in points}):
+            best = min(cost for peak, cost in points if peak <= budget)
+            bound = added_seconds_bound(problem, budget)
+            assert bound <= best + 1e-11, (seed, budget)
+            total += best > 0
+            close += bound > 0 and best <= 2 * bound
+    # A bound that is always 0 would pass all of the above. Of nets this small temporaries are most.
+    assert close > total / 20
+
+
+def two_matmuls(**more):
+    """Two values of 100 bytes, of 1 and 3 seconds, which the backward reads."""
+    net = Net()
+    x = net.input()
+    (a,) = net.op("cheap", (x,), 100, seconds=1.0, **more)
+    (b,) = net.op("dear", (x,), 100, seconds=3.0)
+    (out,) = net.op("out", (a, b), 10, seconds=1.0)
+    (g,) = net.op("back", (a, b), 10, seconds=1.0, **BACKWARD)
+    return net.problem((out,), (g,))
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds"),
+    [(210, 0.0), (209, 0.01), (110, 1.0), (60, 2.5), (10, 4.0), (9, math.inf)],
+)
+def test_the_cheapest_goes_first_and_the_output_stays(budget, seconds):
+    assert added_seconds_bound(two_matmuls(), budget) == pytest.approx(seconds)
+
+
+def test_what_must_be_saved_never_runs_again():
+    problem = two_matmuls(rule=Rule.MUST_SAVE, reason="by the test")
+    assert added_seconds_bound(problem, 110) == pytest.approx(3.0)
+    assert added_seconds_bound(problem, 109) == math.inf
+
+
+def test_what_must_run_again_is_never_kept():
+    problem = two_matmuls(rule=Rule.MUST_RECOMPUTE, reason="by the test")
+    assert added_seconds_bound(problem, 10**6) == pytest.approx(1.0)
+
+
+def test_what_only_the_backward_needs_runs_once_in_any_case():
+    net = Net()
+    x = net.input()
+    (a,) = net.op("a", (x,), 100, seconds=1.0)
+    (b,) = net.op("b", (a,), 100, seconds=5.0, phase=Phase.EITHER)
+    (out,) = net.op("out", (a,), 10, seconds=1.0)
+    (g,) = net.op("back", (b,), 10, seconds=1.0, **BACKWARD)
+    problem = net.problem((out,), (g,))
+    assert added_seconds_bound(problem, 110) == 0.0
+    assert added_seconds_bound(problem, 10) == pytest.approx(1.0)
+
+
+def test_a_problem_without_a_forward_has_nothing_to_add():
+    net = Net()
+    (g,) = net.op("back", (net.input(),), 10, **BACKWARD)
+    assert added_seconds_bound(net.problem((), (g,)), 10) == 0.0
+
+
+def test_plans_carry_it():
+    for seed in range(40):
+        planner = Planner(small_chain(seed), CPU)
+        plan = planner.plan(planner.floor)
+        if plan.planner != "min-cut":
+            assert plan.bound_seconds == added_seconds_bound(planner.problem, planner.floor)
+        # What a plan may not use is in the bound all the same.
+        plan = planner.plan(int(planner.floor * 1.1) + 1, 1 / 1.1)
+        if plan.planner != "min-cut":
+            assert plan.bound_seconds == added_seconds_bound(planner.problem, plan.budget)
+            assert plan.peak <= plan.budget
