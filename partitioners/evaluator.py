@@ -10,7 +10,8 @@ The model, for entry t of forward + backward:
   write in place takes over an input of the same size that dies with it (buffer reuse).
 - Under Inductor an instance made element by element, read only by ops that compute element by
   element or reduce, is evaluated anew by each reader (it takes no memory, and what it is made of
-  lives as long as its readers) where it has one reader, or where it is light: few sources
+  lives as long as its readers) where it has one reader and not too many sources
+  (``realize_cpu_acc_reads_threshold``), or where it is light: few sources
   (``realize_reads_threshold``), few ops, none of them heavy.
 - Under Inductor an instance that is made and last needed between the same two ops that do not fuse
   stays inside one kernel and takes no memory. Ops between the same two that exchange such
@@ -25,13 +26,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recut.partitioners.kernels import MAX_SOURCES, MAX_WEIGHT, Lives, fused
+from recut.partitioners.kernels import MAX_ALL_SOURCES, MAX_SOURCES, MAX_WEIGHT, Lives, fused
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
 from recut.partitioners.tables import Ints
 from recut.partitioners.trace import Trace
 
-__all__ = ["MAX_SOURCES", "MAX_WEIGHT", "Instance", "Liveness", "Timeline", "evaluate", "measure"]
+__all__ = [
+    "MAX_ALL_SOURCES",
+    "MAX_SOURCES",
+    "MAX_WEIGHT",
+    "Instance",
+    "Liveness",
+    "Timeline",
+    "evaluate",
+    "measure",
+]
 
 
 @dataclass(frozen=True)

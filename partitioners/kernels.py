@@ -18,6 +18,9 @@ from recut.partitioners.trace import Trace
 # torch._inductor.config.realize_reads_threshold: more distinct reads than this, and a value with
 # several readers becomes a buffer.
 MAX_SOURCES = 4
+# torch._inductor.config.realize_cpu_acc_reads_threshold (8 on other devices): more distinct reads
+# than this, and any value becomes a buffer.
+MAX_ALL_SOURCES = 12
 # Ops that Inductor evaluates anew for several readers (realize_opcount_threshold is 30 inner calls,
 # of which an FX op takes two to three).
 MAX_WEIGHT = 12
@@ -205,6 +208,8 @@ def _sources(
                 if len(behind) == 1
                 else set(behind).difference(inner).union(*[sources[r] for r in inner])
             )
+        if len(behind) > MAX_ALL_SOURCES:
+            continue
         if shared and (hard or len(behind) > MAX_SOURCES or total > MAX_WEIGHT):
             continue
         sources[k] = behind

@@ -5,6 +5,9 @@ Supported: torch 2.11 to 2.15. A name that moves fails here, at import, and nowh
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch._functorch.partitioners import (
     # Splits a joint graph at given saved values, with AOTAutograd's order of outputs. Since 2.0.
     _extract_fwd_bwd_modules as extract_fwd_bwd_modules,
@@ -56,12 +59,12 @@ from torch._guards import TracingContext  # isort: skip
 from torch._inductor import config as inductor_config  # isort: skip
 from torch._inductor.custom_graph_pass import CustomPartitionerFn  # isort: skip
 
-# Base class of a pass over Inductor's scheduler nodes that takes part in cache keys. Since 2.12;
-# without it such a pass would switch the caches off, so there the plan's order is not enforced.
+# Base class of a pass over Inductor's scheduler nodes that takes part in cache keys by its uuid.
+# Since 2.12; 2.11 takes any callable, and its keys hold the pass itself, pickled.
 try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass  # isort: skip
 except ImportError:  # torch 2.11
-    CustomSchedulerPass = None  # type: ignore[assignment, misc]
+    CustomSchedulerPass = object  # type: ignore[assignment, misc]
 
 # Inductor's heuristics object, with the fusion hooks can_fuse_vertical and can_fuse_horizontal
 # (since 2.7), and the thread's virtualised globals that hold the one in force.
@@ -72,7 +75,7 @@ from torch._inductor.graph import GraphLowering  # isort: skip
 from torch._inductor.virtualized import V  # isort: skip
 
 # What Inductor's own peak-memory pass computes of scheduled kernels: each buffer's size and
-# readers, and from them the first and last kernel that need it. Used with CustomSchedulerPass only.
+# readers, and from them the first and last kernel that need it. Since 2.11 or before.
 from torch._inductor.memory import (  # isort: skip
     assign_memory_planning_info_for_scheduler_buffers as assign_memory_planning_info,
 )
@@ -81,16 +84,42 @@ from torch._inductor.memory import compute_memory_timeline  # isort: skip
 # Random ops that carry their generator state, used by torch's own checkpointing. Since 2.1.
 from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state  # isort: skip
 
-# Opaque objects in a graph (script objects and their like). Since 2.10.
-from torch._functorch._aot_autograd.graph_compile import is_opaque_node  # isort: skip
+# Opaque objects in a graph (script objects and their like). Since 2.12, as is the extraction's
+# argument for those that are saved; before that it finds them among the saved tensors.
+try:
+    from torch._functorch._aot_autograd.graph_compile import is_opaque_node  # isort: skip
+except ImportError:  # torch 2.11
+    # What a script object is while tracing. Needed here only, so it goes with 2.11.
+    from torch._library.fake_class_registry import (  # isort: skip
+        FakeScriptObject as _FakeScriptObject,
+    )
+
+    _extract = extract_fwd_bwd_modules
+
+    def is_opaque_node(node: Any) -> bool:
+        """Return whether a node holds an object that 2.11's extraction sorts from the tensors."""
+        return isinstance(node, torch.fx.Node) and isinstance(
+            node.meta.get("val"), _FakeScriptObject
+        )
+
+    def extract_fwd_bwd_modules(  # type: ignore[misc, unused-ignore]
+        joint_module: torch.fx.GraphModule,
+        saved_values: list[torch.fx.Node],
+        *,
+        saved_opaque_nodes: list[torch.fx.Node],
+        **kwargs: Any,
+    ) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
+        """Call 2.11's extraction by the arguments of 2.12."""
+        return _extract(joint_module, [*saved_values, *saved_opaque_nodes], **kwargs)
+
 
 # The number that a symbolic size stands for while compiling. `optimization_hint` since 2.12;
-# before that `hint_int` took the fallback for unbacked symbols.
+# before that `size_hint` took the fallback for unbacked symbols.
 try:
     from torch.fx.experimental.symbolic_shapes import optimization_hint  # isort: skip
 except ImportError:  # torch 2.11
     from torch.fx.experimental.symbolic_shapes import (  # type: ignore[attr-defined, no-redef, unused-ignore]
-        hint_int as optimization_hint,
+        size_hint as optimization_hint,
     )
 
 # Symbolic ints, floats and bools. Since 2.1.

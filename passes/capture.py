@@ -41,6 +41,7 @@ class Capture:
         views: nodes that are views of what ``args`` name; copied beside their base at each use.
         num_forward_outputs: how many of the joint graph's outputs the forward returns.
         channels_last: Inductor turns the graph's convolutions to channels-last.
+        turned: what it turns to channels-last with them.
     """
 
     problem: Problem
@@ -49,6 +50,7 @@ class Capture:
     views: frozenset[fx.Node]
     num_forward_outputs: int
     channels_last: bool = False
+    turned: frozenset[fx.Node] = frozenset()
 
 
 def is_view(node: fx.Node) -> bool:
@@ -139,6 +141,7 @@ class _Builder:
             and owner is not None
             and bool(_torch.GraphLowering.decide_layout_opt(owner, is_inference=False))
         )
+        self.turned = costs.before_convolutions(graph) if self.channels_last else set()
         self.on_cpu = device_of(graph) == "cpu"
         self.values: list[Value] = []
         self.value_of: dict[fx.Node, int] = {}
@@ -201,17 +204,24 @@ class _Builder:
         if node.op == "placeholder" and _torch.is_tangent(node) and isinstance(val, torch.Tensor):
             # Autograd makes the gradient of a scalar loss itself, between forward and backward.
             return costs.nbytes(val) if val.dim() == 0 else 0
-        return costs.channels_last_copy(node) if self.channels_last else 0
+        return costs.channels_last_copy(node) if node in self.turned else 0
 
     def reads(self, node: fx.Node) -> tuple[int, ...]:
         """Return the values that a node reads, in order and without repeats."""
+        return self.behind(node.all_input_nodes)
+
+    def behind(self, nodes: Sequence[fx.Node]) -> tuple[int, ...]:
+        """Return the values that some nodes show: a view its base's, and the sizes it is of."""
         out: dict[int, None] = {}
-        for n in node.all_input_nodes:
-            base = base_of(n)
-            if base in self.value_of:
-                out[self.value_of[base]] = None
-            for v in self.tuple_values.get(_op_of(base), ()) if base not in self.value_of else ():
-                out[v] = None
+        todo = list(reversed(nodes))
+        while todo:
+            n = todo.pop()
+            if is_view(n):
+                todo.extend(reversed(n.all_input_nodes))
+            elif n in self.value_of:
+                out[self.value_of[n]] = None
+            else:
+                out.update(dict.fromkeys(self.tuple_values.get(_op_of(n), ())))
         return tuple(out)
 
     def collect(self) -> list[tuple[fx.Node, tuple[int, ...], tuple[int, ...], int]]:
@@ -302,7 +312,7 @@ def capture(
             makers = [b.values[v].producer for v in inputs]
             of_region = [ops[p] for p in makers if p >= 0 and ops[p].rule is Rule.MUST_RECOMPUTE]
             rule, reason = (of_region[0].rule, of_region[0].reason) if of_region else (rule, reason)
-        kind = costs.kind_of(n)
+        kind = _kind(n, b.inductor)
         ops.append(
             Op(
                 name=n.name,
@@ -316,7 +326,7 @@ def capture(
                 reason=reason,
                 random=not backward and rules.is_random(n),
                 heavy=b.on_cpu and costs.is_heavy(n),
-                inplace=b.inductor and kind is Kind.POINTWISE,
+                inplace=b.inductor and (kind is Kind.POINTWISE or joins_matmul(n)),
                 workspace=workspace + costs.workspace_of(n, b.channels_last),
                 source=rules.source_of(n),
             )
@@ -324,8 +334,8 @@ def capture(
     problem = Problem(
         tuple(ops),
         tuple(b.values),
-        _output_values(b, b.forward_outputs),
-        _output_values(b, [*b.backward_outputs, *_loss_gradients(b)]),
+        b.behind(b.forward_outputs),
+        b.behind([*b.backward_outputs, *_loss_gradients(b)]),
         compiler,
     )
     return Capture(
@@ -335,7 +345,34 @@ def capture(
         frozenset(b.views),
         num_fwd_outputs,
         b.channels_last,
+        frozenset(b.turned),
     )
+
+
+def _kind(node: fx.Node, inductor: bool) -> Kind:
+    """Return how a node runs: what Inductor leaves to a library does not fuse."""
+    if inductor and (rules.is_random(node) or joins_matmul(node)):
+        return Kind.OTHER
+    return costs.kind_of(node)
+
+
+def joins_matmul(node: fx.Node) -> bool:
+    """Return whether Inductor makes one ``addmm`` of a sum and the matmul that it alone reads.
+
+    So a gradient that several matmuls add to (a cell's weight, used at every step) is summed up as
+    it goes. ``rewrite.py`` keeps the two apart where another kernel stands between them. On a GPU
+    Inductor prefers to add in the reader's kernel (``should_prefer_unfused_addmm``).
+    """
+    if node.target is not aten.add.Tensor or node.kwargs:
+        return False
+    one, two = node.args[:2]
+    if not isinstance(one, fx.Node) or not isinstance(two, fx.Node) or one is two:
+        return False
+    a, b = one.meta.get("val"), two.meta.get("val")
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return False
+    alike = a.device.type == "cpu" and a.dtype == b.dtype and a.shape == b.shape
+    return alike and any(n.target is aten.mm.default and len(n.users) == 1 for n in (one, two))
 
 
 def _loss_gradients(b: _Builder) -> list[fx.Node]:
@@ -344,19 +381,11 @@ def _loss_gradients(b: _Builder) -> list[fx.Node]:
     return [n for n in placeholders if _torch.is_tangent(n) and b.values[b.value_of[n]].bytes]
 
 
-def _output_values(b: _Builder, nodes: Sequence[fx.Node]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(b.value_of[base_of(n)] for n in nodes if base_of(n) in b.value_of))
-
-
 def _forward_ops(
     b: _Builder, found: Sequence[tuple[Any, ...]], index: dict[fx.Node, int]
 ) -> set[int]:
     """Return the ops that the forward has to run: for its outputs and for its effects."""
-    todo = [
-        b.values[b.value_of[base_of(n)]].producer
-        for n in b.forward_outputs
-        if base_of(n) in b.value_of
-    ]
+    todo = [b.values[v].producer for v in b.behind(b.forward_outputs)]
     todo += [
         index[n]
         for n, _, _, _ in found

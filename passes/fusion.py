@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from recut.passes import _torch
-from recut.passes.scheduled import Expectation, Observation, observe
+from recut.passes.scheduled import Expectation, Observation, lives_of, observe
 
 _META = "recut.planned"
 _KEY = ("recut planned order", 2)
@@ -111,57 +111,57 @@ def run_one_by_one(nodes: Sequence[Any]) -> None:
 
 Listener = Callable[[Observation], None]
 
-if _torch.CustomSchedulerPass is not None:
 
-    class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ignore]
-        """The pass behind fusion that puts kernels back into the plan's order.
+class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ignore]
+    """The pass behind fusion that puts kernels back into the plan's order.
 
-        Args:
-            before: a pass of the user's that runs first.
-            promised: what the plan counts for the graph.
-            listener: told what the kernels hold once their code is generated.
-        """
+    Args:
+        before: a pass of the user's that runs first.
+        promised: what the plan counts for the graph.
+        listener: told what the kernels hold once their code is generated.
+    """
 
-        def __init__(
-            self,
-            before: Any = None,
-            promised: Expectation | None = None,
-            listener: Listener | None = None,
-        ) -> None:
-            self.before = before
-            self.promised = promised
-            self.listener = listener
+    def __init__(
+        self,
+        before: Any = None,
+        promised: Expectation | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        self.before = before
+        self.promised = promised
+        self.listener = listener
 
-        def __call__(self, nodes: list[Any]) -> list[Any]:
-            """Return ``nodes`` in the plan's order."""
-            if self.before is not None:
-                nodes = self.before(nodes)
-            if not isinstance(_torch.V.choices, PlannedOrderChoices):
-                return nodes
-            # A subgraph (of a condition or a loop) has kernels and a scheduler of its own.
-            if self.promised is not None and not hasattr(_torch.V.graph, "parent"):
-                self._watch(nodes, self.promised)
-            run_one_by_one(nodes)
-            return planned_order(nodes)
+    def __call__(self, nodes: list[Any]) -> list[Any]:
+        """Return ``nodes`` in the plan's order."""
+        if self.before is not None:
+            nodes = self.before(nodes)
+        if not isinstance(_torch.V.choices, PlannedOrderChoices):
+            return nodes
+        # A subgraph (of a condition or a loop) has kernels and a scheduler of its own.
+        if self.promised is not None and not hasattr(_torch.V.graph, "parent"):
+            self._watch(nodes, self.promised)
+        run_one_by_one(nodes)
+        return planned_order(nodes)
 
-        def uuid(self) -> object:
-            """Return what changes the generated code, or may refuse it."""
-            before = None if self.before is None else self.before.uuid()
-            limit = None if self.promised is None else (self.promised.limit, self.promised.held)
-            return (*_KEY, before, limit)
+    def uuid(self) -> object:
+        """Return what changes the generated code, or may refuse it."""
+        before = None if self.before is None else self.before.uuid()
+        limit = None if self.promised is None else (self.promised.limit, self.promised.held)
+        return (*_KEY, before, limit)
 
-        def _watch(self, nodes: Sequence[Any], promised: Expectation) -> None:
-            """Have the listener told when the scheduler has generated its code."""
-            if not nodes or self.listener is None:
-                return
-            scheduler, listener = nodes[0].scheduler, self.listener
-            generate = scheduler.codegen
+    def _watch(self, nodes: Sequence[Any], promised: Expectation) -> None:
+        """Have the listener told when the scheduler has generated its code."""
+        if not nodes or self.listener is None:
+            return
+        scheduler, listener = nodes[0].scheduler, self.listener
+        generate = scheduler.codegen
 
-            def generate_and_observe() -> None:
-                generate()
-                listener(observe(scheduler, promised))
+        def generate_and_observe() -> None:
+            lives = lives_of(scheduler)
+            generate()
+            listener(observe(scheduler, lives, promised))
 
-            scheduler.codegen = generate_and_observe
+        scheduler.codegen = generate_and_observe
 
 
 def inductor_patches(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,8 +170,6 @@ def inductor_patches(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         given: the user's own options; a pass behind fusion among them runs before ours.
     """
-    if _torch.CustomSchedulerPass is None:
-        return {}
     return {_POST_FUSION: PlannedOrder(given.get(_POST_FUSION))}
 
 
@@ -202,7 +200,7 @@ def wrap_inner_compile(inner: Callable[..., Any], listener: Listener) -> Callabl
     """
     planned_patches: dict[str, Any] = {
         # The plan's order is the order, and Inductor's estimate counts what stays inside a kernel.
-        "reorder_for_peak_memory": _torch.CustomSchedulerPass is None,
+        "reorder_for_peak_memory": False,
         # A buffer that waits in Inductor's pool for its next use stays allocated meanwhile, up to
         # Inductor's own estimate of the peak; the device's allocator is a pool already.
         "allow_buffer_reuse": False,
@@ -213,10 +211,8 @@ def wrap_inner_compile(inner: Callable[..., Any], listener: Listener) -> Callabl
         if promised is None:
             return inner(gm, example_inputs, **kwargs)
         _donate_nothing()
-        patches = dict(planned_patches)
-        if _torch.CustomSchedulerPass is not None:
-            before = getattr(getattr(_torch.inductor_config, _POST_FUSION), "before", None)
-            patches[_POST_FUSION] = PlannedOrder(before, promised, listener)
+        before = getattr(getattr(_torch.inductor_config, _POST_FUSION), "before", None)
+        patches = {**planned_patches, _POST_FUSION: PlannedOrder(before, promised, listener)}
         with (
             _torch.V.set_choices_handler(PlannedOrderChoices()),
             _torch.inductor_config.patch(patches),

@@ -43,12 +43,17 @@ def has_backward(joint: fx.GraphModule) -> bool:
 def exact_copy(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Insert a copy of a tensor that Inductor keeps: it drops ``clone`` as doing nothing.
 
-    Multiplying by one, adding zero and a conjunction with itself are exact in their dtypes.
+    Multiplying by one, adding zero and a conjunction with itself are exact in their dtypes. A
+    complex product is not (infinity times one has a NaN in it), so the parts are copied as numbers.
     """
     val = node.meta["val"]
-    if val.dtype is torch.bool:
+    if val.is_complex():
+        parts = graph.call_function(aten.view_as_real.default, (node,))
+        parts.meta = {"val": torch.view_as_real(val)}
+        new = graph.call_function(aten.view_as_complex.default, (exact_copy(graph, parts),))
+    elif val.dtype is torch.bool:
         new = graph.call_function(aten.bitwise_and.Tensor, (node, node))
-    elif val.is_floating_point() or val.is_complex():
+    elif val.is_floating_point():
         new = graph.call_function(aten.mul.Tensor, (node, 1))
     else:
         new = graph.call_function(aten.add.Tensor, (node, 0))

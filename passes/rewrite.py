@@ -78,7 +78,8 @@ class _Emitter:
         live until then. A copy in between hides the pair and is computed within the sum.
         """
         for n in add.all_input_nodes:
-            if n.target is aten.mm.default and n is not self.last_kernel:
+            apart = n.target is aten.mm.default and n is not self.last_kernel
+            if apart and not n.meta["val"].is_complex():
                 with self.graph.inserting_before(add):
                     copy = exact_copy(self.graph, n)
                 self._record(copy)
@@ -95,8 +96,8 @@ class _Emitter:
         copies = []
         for n in inputs:
             val = n.meta.get("val")
-            if not isinstance(val, torch.Tensor):
-                copies.append(n)
+            if not isinstance(val, torch.Tensor) or val.is_complex():
+                copies.append(n)  # Inductor leaves complex numbers to eager's own concatenation
                 continue
             with self.graph.inserting_before(cat):
                 own = self._channels_last(n) if val.dim() == 4 else exact_copy(self.graph, n)

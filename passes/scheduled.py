@@ -97,7 +97,7 @@ def _saved(captured: Capture, emission: Emission) -> dict[str, int]:
     for n in emission.crossing:
         if n.op != "placeholder":
             sizes[n.name] = sum(map(costs.nbytes, costs.tensors(n.meta.get("val"))))
-        elif n.name in joint and captured.channels_last:
+        elif joint.get(n.name) in captured.turned:
             # The forward saves its copy of the input in the input's place.
             sizes[n.name] = costs.channels_last_copy(joint[n.name])
     return {name: size for name, size in sizes.items() if size and name not in held}
@@ -129,17 +129,30 @@ class Observation:
 _NEAR = 0.75
 
 
-def observe(scheduler: Any, promised: Expectation) -> Observation:
+def lives_of(scheduler: Any) -> list[Any]:
+    """Return the first and last kernel of each of a scheduler's buffers, and the buffers' sizes.
+
+    To be asked before the scheduler generates code: that prunes what a kernel waits for whose loops
+    it regroups, and the buffers that it reads would seem to end where they are made.
+    """
+    _torch.assign_memory_planning_info(scheduler.nodes, scheduler.name_to_buf)
+    returned = _torch.OrderedSet(_torch.V.graph.get_output_names())
+    lives: list[Any] = _torch.compute_memory_timeline(scheduler.nodes, {}, returned)[0]
+    return lives
+
+
+def observe(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> Observation:
     """Return what the kernels of a scheduler hold, after it has generated their code.
 
     Args:
         scheduler: Inductor's scheduler.
+        lives: what :func:`lives_of` said of it before.
         promised: what the plan counts for this graph.
     """
     excess: dict[int, int] = {}
     peak = 0
     place = 0
-    for node, buffers in zip(scheduler.nodes, _live(scheduler, promised), strict=True):
+    for node, buffers in zip(scheduler.nodes, _live(scheduler, lives, promised), strict=True):
         places = [promised.moments[o] for o in _origins(node) if o in promised.moments]
         place = max(places, default=place)
         size = buffers + max((promised.workspace[p] for p in places), default=0)
@@ -156,34 +169,42 @@ def _origins(node: Any) -> set[str]:
     return {o.name for n in node.get_nodes() if n.node is not None for o in n.node.get_origins()}
 
 
-def _live(scheduler: Any, promised: Expectation) -> list[int]:
+def _live(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> list[int]:
     """Return the bytes that are live while each kernel runs, without workspace of library calls."""
     nodes = scheduler.nodes
     graph = _torch.V.graph
+    # The outputs of one call are allocated with it, and freed each at its own end.
+    made, freed = dict(promised.inputs), dict(promised.inputs)
+    starts = dict.fromkeys(promised.inputs, 0)
     last_read = _last_reads(nodes, promised.inputs)
-    delta = [promised.held, *[0] * (len(nodes) + 1)]
-    for name, size in promised.inputs.items():
-        delta[0] += size
-        delta[last_read.get(name, len(nodes)) + 1] -= size
-    _torch.assign_memory_planning_info(nodes, scheduler.name_to_buf)
-    returned = _torch.OrderedSet(graph.get_output_names())
-    lives, _, _ = _torch.compute_memory_timeline(nodes, {}, returned)
-    sizes = dict(promised.inputs)
-    ends: dict[str, int] = dict(last_read)
-    starts: dict[str, int] = {}
+    ends = {name: last_read.get(name, len(nodes)) for name in promised.inputs}
+    views: dict[str, Sequence[str]] = {}
     for life in lives:
         name = life.buffer.get_name()
         if name in graph.removed_buffers:
             continue  # it stays inside its kernel
-        end = len(nodes) if life.end_step < 0 else life.end_step
-        delta[life.start_step] += life.size_alloc
-        delta[end + 1] -= life.size_free
-        sizes[name], starts[name], ends[name] = life.size_free, life.start_step, end
+        starts[name] = life.start_step
+        ends[name] = len(nodes) if life.end_step < 0 else life.end_step
+        # A call may return a view of what it reads (complex numbers are left to eager), or write
+        # into a part of a concatenation that is allocated for it.
+        views[name] = life.buffer.get_aliases()
+        made[name], freed[name] = life.size_alloc, life.size_free
+        if views[name]:
+            made[name] = freed[name] = 0
+    for name in reversed(views):
+        for base in views[name]:
+            if base in ends:
+                starts[base] = min(starts[base], starts[name])
+                ends[base] = max(ends[base], ends[name])
+    delta = [promised.held, *[0] * (len(nodes) + 1)]
+    for name, start in starts.items():
+        delta[start] += made[name]
+        delta[ends[name] + 1] -= freed[name]
     # A kernel that writes over an input holds the two as one.
     for written, over in graph.wrapper_code.reuses.items():
-        start = starts.get(written)
-        if start is not None and ends.get(over) == start:
-            shared = min(sizes[written], sizes.get(over, 0))
+        if written in starts and ends.get(over) == starts[written]:
+            start = starts[written]
+            shared = min(freed[written], freed[over])
             delta[start] -= shared
             delta[start + 1] += shared
     return list(accumulate(delta[: len(nodes)]))

@@ -63,6 +63,10 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         """Return itself: torch copies its configuration now and then, and what is learnt is one."""
         return self
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle without what was learnt: torch's cache keys hold its configuration, pickled."""
+        return Partitioner, (self.settings,)
+
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:

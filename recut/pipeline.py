@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -339,10 +340,14 @@ def _plan(settings: Settings, planner: Planner, budget: int) -> Plan:
             return planner.plan(budget, _FILL)
     try:
         return planner.plan(budget)
-    except InfeasibleBudget:
-        if settings.memory_budget.kind != "fraction":
-            raise
-        return planner.floor_plan()
+    except InfeasibleBudget as error:
+        if settings.memory_budget.kind == "fraction":
+            return planner.floor_plan()
+        if planner.problem.compiler == "inductor":
+            # A budget of the floor and not a byte more would be refused again for a few bytes.
+            floor = math.ceil(error.floor / _FILL)
+            raise InfeasibleBudget(error.budget, floor, error.culprits) from None
+        raise
 
 
 def _apply(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from recut.partitioners.evaluator import MAX_SOURCES, MAX_WEIGHT
+from recut.partitioners.evaluator import MAX_ALL_SOURCES, MAX_SOURCES, MAX_WEIGHT
 from recut.partitioners.problem import Kind, Problem
 from recut.partitioners.schedule import Schedule
 
@@ -80,6 +80,7 @@ class Reference:
                 and inst not in self.returned
                 and not self.is_saved(inst, readers)
                 and self.fuses(readers)
+                and len(sources) <= MAX_ALL_SOURCES
                 and (len(readers) == 1 or light)
             )
             out[inst] = (True, sources, weight, heavy) if anew else (False, {inst}, 0, False)

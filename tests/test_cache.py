@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import recut.backend
 from recut.backend import Partitioner
 from recut.partitioners.machine import MACHINES
+from recut.pipeline import Experience
 from recut.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,3 +154,12 @@ def test_equal_sources_have_equal_keys(sources):
 def test_the_key_covers_the_machine():
     keys = {uuid(), *(uuid(machine=MACHINES[name]) for name in ("h100", "a100"))}
     assert len(keys) == 3
+
+
+def test_what_was_learnt_is_not_in_the_key():
+    partitioner = Partitioner(Settings())
+    before = pickle.dumps(partitioner)
+    partitioner.experience["digest"] = Experience(1, {0: 1})
+    partitioner.seen["digest"] = 2
+    assert pickle.dumps(partitioner) == before
+    assert pickle.loads(before).uuid() == partitioner.uuid()

@@ -15,11 +15,6 @@ from benchmarks.models import Transformer, UNet
 from recut.passes import _torch, capture
 from recut.passes.fusion import PlannedOrder
 
-pytestmark = pytest.mark.skipif(
-    _torch.CustomSchedulerPass is None,
-    reason="torch before 2.12 has no pass over scheduled kernels",
-)
-
 
 def transformer():
     torch.manual_seed(0)
