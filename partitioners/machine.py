@@ -16,6 +16,8 @@ VERSION = 1
 
 # Families of library calls that do not reach a matmul's rate.
 FAMILIES = ("attention", "attention backward", "convolution", "convolution backward")
+# Functions that take a kernel longer than to read and write their numbers.
+FUNCTIONS = ("uniform", "normal", "exp", "log", "tanh", "sigmoid", "erf", "sin", "pow")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Machine:
             its reader.
         device: torch's device type, ``"cpu"`` or ``"cuda"``.
         rates: what the calls of a family (``FAMILIES``) reach of a matmul's FLOP/s; 1 where absent.
+        functions: numbers/s that a kernel computes of a function (``FUNCTIONS``), random ones
+            included; those that are absent take no time beside their traffic.
         link: bytes/s between host and device; 0 where there is no such link.
         source: where the figures are from.
     """
@@ -42,6 +46,7 @@ class Machine:
     fused: float = 0.05
     device: str = "cpu"
     rates: Mapping[str, float] = field(hash=False, default_factory=dict)
+    functions: Mapping[str, float] = field(hash=False, default_factory=dict)
     link: float = 0.0
     source: str = ""
 
@@ -49,10 +54,14 @@ class Machine:
         """Return FLOP/s for a dtype name such as ``"float32"`` and a family of calls."""
         return self.flops.get(dtype, self.flops["default"]) * self.rates.get(family, 1.0)
 
+    def function_seconds(self, function: str, count: int) -> float:
+        """Return the seconds that computing a function of ``count`` numbers takes."""
+        return count / self.functions[function] if function in self.functions else 0.0
+
     def key(self) -> str:
         """Return a stable text of everything that changes a price."""
         prices = (self.bandwidth, self.launch, self.fused, self.link)
-        tables = (sorted(self.flops.items()), sorted(self.rates.items()))
+        tables = [sorted(t.items()) for t in (self.flops, self.rates, self.functions)]
         return repr((self.name, self.device, prices, tables))
 
     def to_json(self) -> dict[str, Any]:
@@ -83,15 +92,16 @@ class Machine:
             _positive(name, given[name])
         if given["link"] != 0:
             _positive("link", given["link"])
-        for name in ("flops", "rates"):
+        for name in ("flops", "rates", "functions"):
             if not isinstance(given[name], Mapping):
                 raise ValueError(f"{name} has to be a table of numbers, not {given[name]!r}")
             for key, value in given[name].items():
                 _positive(f"{name}[{key!r}]", value)
         if "default" not in given["flops"]:
             raise ValueError('flops has no "default"')
-        if unknown := sorted(given["rates"].keys() - set(FAMILIES)):
-            raise ValueError(f"rates of unknown families: {', '.join(unknown)}")
+        for name, known_keys in (("rates", FAMILIES), ("functions", FUNCTIONS)):
+            if unknown := sorted(given[name].keys() - set(known_keys)):
+                raise ValueError(f"{name} has unknown entries: {', '.join(unknown)}")
         return Machine(**given)
 
 
@@ -104,15 +114,11 @@ def _positive(name: str, value: object) -> None:
 # Two server cores with AVX-512, of which the library uses AVX2.
 CPU = Machine(
     "cpu",
-    {"default": 230e9, "float64": 115e9},
+    {"default": 230e9, "float64": 115e9, "bfloat16": 900e9},
     bandwidth=60e9,
     launch=5e-6,
-    rates={
-        "attention": 0.5,
-        "attention backward": 0.45,
-        "convolution": 0.6,
-        "convolution backward": 0.5,
-    },
+    rates={"attention": 0.35, "attention backward": 0.35},
+    functions={"uniform": 2.7e8, "normal": 6.5e7, "tanh": 2.3e9},
     source="recut calibrate on two cores of an AMD EPYC (Zen 5)",
 )
 

@@ -89,9 +89,12 @@ class Planner:
         near = [program for program in self.programs if program.peak <= most]
         for program in sorted(near, key=lambda program: program.peak):
             best = min(best, shrink(program), key=lambda c: c.peak)
-        while (cheaper := self._cheapest(best.peak - 1)) is not None:
-            best = cheaper[0]
-        return best
+        while True:
+            # What the heuristics find for this very peak may lie below it all the same.
+            found = self._cheapest(best.peak - 1) or self._cheapest(best.peak)
+            if found is None or found[0].peak >= best.peak:
+                return best
+            best = found[0]
 
     @property
     def floor(self) -> int:

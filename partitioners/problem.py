@@ -73,6 +73,8 @@ class Op:
         inputs: indices of the values it reads, without repeats.
         outputs: indices of the values it makes.
         seconds: time that running it once more costs.
+        arithmetic: how much of ``seconds`` is computing: fused into a reader's kernel, the op costs
+            that all the same.
         kind: how it runs.
         phase: where it has to run.
         rule: what may be decided.
@@ -98,6 +100,7 @@ class Op:
     random: bool = False
     heavy: bool = False
     inplace: bool = False
+    arithmetic: float = 0.0
     workspace: int = 0
     observed: int = 0
     source: str = ""
@@ -105,7 +108,7 @@ class Op:
 
 # Fields of an op that do not identify a problem: names, what was only observed of its code, and the
 # price, which is the machine's: a plan made by other prices is as right as it was.
-_NO_MATTER = frozenset({"name", "source", "reason", "observed", "seconds"})
+_NO_MATTER = frozenset({"name", "source", "reason", "observed", "seconds", "arithmetic"})
 
 
 @dataclass(frozen=True)

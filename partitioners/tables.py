@@ -66,6 +66,7 @@ class Tables:
         self.producer = ints(v.producer for v in values)
         self.workspace = ints(o.workspace for o in ops)
         self.seconds = np.fromiter((o.seconds for o in ops), dtype=np.float64)
+        self.arithmetic = np.fromiter((o.arithmetic for o in ops), dtype=np.float64)
         self.fuses = flags(problem.fuses)
         self.pointwise = flags(problem.is_pointwise)
         self.backward = flags(problem.is_backward)

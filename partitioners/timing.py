@@ -1,9 +1,9 @@
 """How long a step takes: kernels by their traffic, everything else by its own price.
 
-Ops that Inductor fuses are priced together: a kernel costs a launch and the bytes that it reads and
-writes, each buffer once, however many ops it is made of. What stays inside it, or is evaluated anew
-in it, is free. So a plan that saves more pays for writing and reading what it saves, which a sum
-over ops would not show.
+Ops that Inductor fuses are priced together: a kernel costs a launch, the bytes that it reads and
+writes, each buffer once, however many ops it is made of, and what their functions take to compute.
+What stays inside it, or is evaluated anew in it, is free otherwise. So a plan that saves more pays
+for writing and reading what it saves, which a sum over ops would not show.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def step_seconds(problem: Problem, schedule: Schedule, machine: Machine) -> floa
     if problem.compiler != "inductor":
         return float(tables.seconds[order].sum())
     fuses = tables.fuses[order]
-    alone = float(tables.seconds[order[~fuses]].sum())
+    alone = float(tables.seconds[order[~fuses]].sum() + tables.arithmetic[order[fuses]].sum())
     found = kernels(trace)
     size = np.where(found.nothing, 0, tables.bytes[trace.value])
     runs = found.runs(trace) & fuses

@@ -320,6 +320,7 @@ def capture(
                 inputs=inputs,
                 outputs=outputs,
                 seconds=0.0 if _torch.is_sym_node(n) else costs.seconds_of(n, machine),
+                arithmetic=costs.arithmetic_of(n, machine) if kind is Kind.POINTWISE else 0.0,
                 kind=kind,
                 phase=phase,
                 rule=rule,

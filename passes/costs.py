@@ -53,6 +53,10 @@ _HEAVY = {
     aten.exp, aten.log, aten.log10, aten.log1p, aten.log2, aten.sigmoid, aten.tanh, aten.silu,
 }  # fmt: skip
 
+# Inductor's own random ops, pure functions of a seed, which it registers when it is imported. It
+# keeps what they draw where several ops read it.
+_DRAWN = {"inductor_random", "inductor_randint"}
+
 # Ops that run as kernels of their own and are bound by memory traffic.
 _COPIES = {
     aten.cat, aten.stack, aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d,
@@ -106,6 +110,33 @@ def family_of(node: fx.Node) -> str:
     return f"{stem} backward" if stem and "backward" in name else stem
 
 
+# The function that a pointwise op computes (``machine.FUNCTIONS``).
+_FUNCTIONS = {
+    aten.exp: "exp", aten.exp2: "exp", aten.expm1: "exp", aten.log: "log", aten.log1p: "log",
+    aten.log2: "log", aten.tanh: "tanh", aten.sigmoid: "sigmoid", aten.silu: "sigmoid",
+    aten.erf: "erf", aten.gelu: "erf", aten.sin: "sin", aten.cos: "sin",
+    aten.native_dropout: "uniform", aten.bernoulli: "uniform", aten.rand_like: "uniform",
+    aten.rand: "uniform", aten.randn: "normal", aten.randn_like: "normal",
+}  # fmt: skip
+
+
+def arithmetic_of(node: fx.Node, machine: Machine) -> float:
+    """Return what computing a pointwise node takes beside reading and writing, in seconds."""
+    op = packet(node)
+    function = _FUNCTIONS.get(op, "")
+    if getattr(op, "__name__", "") == "inductor_random":
+        function = "normal" if node.args[2] == "randn" else "uniform"
+    elif op is aten.pow and not isinstance(node.args[1], int | float):
+        function = "pow"  # a power of a plain number is a product or a root
+    if function not in machine.functions:
+        return 0.0
+    return machine.function_seconds(function, _numel(tensors(node.meta.get("val"))))
+
+
+def _numel(made: list[torch.Tensor]) -> int:
+    return hint(made[0].numel()) if made else 0
+
+
 def nbytes(tensor: torch.Tensor) -> int:
     """Return the bytes at the hint that a tensor's own elements take."""
     return hint(tensor.numel()) * tensor.dtype.itemsize
@@ -129,14 +160,15 @@ def _kind_of(target: Any) -> Kind:
     tags = getattr(target, "tags", ())
     if op in _REDUCTIONS:
         return Kind.REDUCTION
-    if op in _INDEXED or torch.Tag.pointwise in tags or target is operator.getitem:
+    drawn = getattr(op, "__name__", "") in _DRAWN
+    if op in _INDEXED or drawn or torch.Tag.pointwise in tags or target is operator.getitem:
         return Kind.POINTWISE
     return Kind.OTHER
 
 
 def is_heavy(node: fx.Node) -> bool:
     """Return whether Inductor keeps a node's result on a CPU where several ops read it."""
-    return packet(node) in _HEAVY
+    return packet(node) in _HEAVY or getattr(packet(node), "__name__", "") in _DRAWN
 
 
 def is_priced(node: fx.Node) -> bool:
@@ -340,7 +372,7 @@ def seconds_of(node: fx.Node, machine: Machine) -> float:
     moved = sum(map(nbytes, outputs)) + sum(map(nbytes, inputs))
     kind = kind_of(node)
     if kind is Kind.POINTWISE:
-        return machine.fused * moved / machine.bandwidth
+        return machine.fused * moved / machine.bandwidth + arithmetic_of(node, machine)
     if kind is Kind.REDUCTION:
         return machine.launch + _REDUCTION_SHARE * moved / machine.bandwidth
     traffic = _OTHER_SHARE * moved / machine.bandwidth

@@ -27,6 +27,21 @@ def _activation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return functional.gelu(a * 0.5 + b) + a
 
 
+_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "uniform": lambda a: torch.rand_like(a) + a,
+    "normal": lambda a: torch.randn_like(a) + a,
+    "exp": torch.exp,
+    "log": lambda a: torch.log(a.abs()),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "erf": torch.erf,
+    "sin": torch.sin,
+    "pow": lambda a: torch.pow(a.abs(), a),
+}
+# A function that takes less than this share of reading and writing its numbers is free.
+_NOTICED = 0.1
+
+
 class Calibration:
     """The measurements of one device.
 
@@ -43,6 +58,7 @@ class Calibration:
         self.main = torch.bfloat16 if self.cuda else torch.float32
         self.flops: dict[str, float] = {}
         self.rates: dict[str, float] = {}
+        self.functions: dict[str, float] = {}
         self.bandwidth = self.launch = self.link = 0.0
 
     def steps(self) -> Iterator[Step]:
@@ -52,6 +68,8 @@ class Calibration:
         yield "attention", self._attention
         yield "convolution", self._convolution
         yield "memory bandwidth", self._bandwidth
+        for name in _FUNCTIONS:
+            yield name, partial(self._function, name)
         yield "starting a kernel", self._launch
         if self.cuda:
             yield "host link", self._link
@@ -66,6 +84,7 @@ class Calibration:
             described(self.host.device, self.host.product).fused,
             self.host.device,
             self.rates,
+            self.functions,
             self.link,
             f"recut calibrate, torch {self.host.torch}, {self.host.threads} threads",
         )
@@ -91,10 +110,10 @@ class Calibration:
         length = self._size(512)
         inputs = [self._random(4, 8, length, 64).requires_grad_() for _ in range(3)]
         query, key, value = inputs
-        flops = 4.0 * 4 * 8 * length * length * 64
+        flops = 2.0 * 4 * 8 * length * length * 64  # half of them are masked
 
         def run() -> torch.Tensor:
-            return functional.scaled_dot_product_attention(query, key, value)
+            return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
         self._family("attention", run, inputs, flops, 2.5 * flops)
 
@@ -133,12 +152,26 @@ class Calibration:
 
     def _bandwidth(self) -> None:
         # Of the size of activations, and by a kernel that Inductor writes: it computes as well.
-        n = self._size(2**20 * (16 if self.cuda else 1))
+        n = self._activations()
         a, b = (self._random(n, dtype=torch.float32) for _ in range(2))
         kernel = torch.compile(_activation, dynamic=False)
         with torch.no_grad():
             seconds = self._seconds(lambda: kernel(a, b))
         self.bandwidth = 3 * 4 * n / seconds
+
+    def _function(self, name: str) -> None:
+        """Measure what a function takes on top of a kernel that only reads and writes."""
+        a = self._random(self._activations(), dtype=torch.float32)
+        plain, kernel = (torch.compile(f, dynamic=False) for f in (torch.neg, _FUNCTIONS[name]))
+        with torch.no_grad():
+            moving = self._seconds(lambda: plain(a))
+            seconds = self._seconds(lambda: kernel(a)) - moving
+        if seconds > _NOTICED * moving:
+            self.functions[name] = a.numel() / seconds
+
+    def _activations(self) -> int:
+        """Return how many numbers a tensor of the size of activations has."""
+        return self._size(2**20 * (16 if self.cuda else 1))
 
     def _launch(self) -> None:
         a = self._random(16, dtype=torch.float32)

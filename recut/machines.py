@@ -135,6 +135,7 @@ def to_text(machine: Machine) -> list[tuple[str, str]]:
         (f"matmul, {name}", f"{rate / 1e9:,.0f} GFLOP/s") for name, rate in machine.flops.items()
     ]
     rows += [(name, f"{rate:.2f} of a matmul's rate") for name, rate in machine.rates.items()]
+    rows += [(name, f"{rate / 1e9:,.2f} G/s") for name, rate in machine.functions.items()]
     rows.append(("memory bandwidth", f"{machine.bandwidth / 1e9:,.0f} GB/s"))
     rows.append(("starting a kernel", f"{machine.launch * 1e6:.1f} us"))
     if machine.link:

@@ -156,6 +156,7 @@ def _flags(rng: random.Random, *, may_rule: bool) -> dict:
     return {
         "kind": rng.choices(tuple(Kind), (6, 2, 2, 1))[0],
         "seconds": rng.randint(0, 9) * 1e-6,
+        "arithmetic": rng.randint(0, 3) * 1e-7,
         "rule": rule,
         "reason": "" if rule is Rule.MAY_RECOMPUTE else f"{rule.value} by the test",
         "random": may_rule and rng.random() < 0.1,

@@ -184,7 +184,8 @@ class Reference:
             made = [i for i in self.instances if i[1] == t]
             if self.fuses([t]) and (not op.outputs or any(i not in anew for i in made)):
                 kernels.setdefault(self.place[t], []).append(t)
-        total = sum(op.seconds for t, op in enumerate(self.ops) if not self.fuses([t]))
+        fused = [self.fuses([t]) for t in range(self.end)]
+        total = sum(o.arithmetic if f else o.seconds for o, f in zip(self.ops, fused, strict=True))
         for place, members in kernels.items():
             written = [i for i in self.instances if i[1] in members]
             read = [i for i in self.instances if self.needed[i].intersection(members)]

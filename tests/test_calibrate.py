@@ -11,7 +11,7 @@ import pytest
 from recut import cli, machines
 from recut.calibrate import Calibration
 from recut.errors import SettingError
-from recut.partitioners.machine import CPU, FAMILIES, MACHINES, Machine
+from recut.partitioners.machine import CPU, FAMILIES, FUNCTIONS, MACHINES, Machine
 from recut.settings import Settings
 
 HOST = machines.this_host("cpu")
@@ -39,9 +39,10 @@ def test_calibration_measures_every_figure(monkeypatch):
     assert Machine.from_json(machine.to_json()) == machine
     assert set(machine.rates) == set(FAMILIES)
     assert {"default", "float32", "bfloat16"} <= set(machine.flops)
+    assert {"uniform", "normal"} <= set(machine.functions) <= set(FUNCTIONS)
     assert machine.device == "cpu"
     assert HOST.torch in machine.source
-    assert len(labels) == len(set(labels)) == 8
+    assert len(labels) == len(set(labels)) == 8 + len(FUNCTIONS)
 
 
 def test_what_was_kept_is_in_force():

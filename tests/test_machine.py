@@ -38,7 +38,7 @@ def test_a_description_survives_json(machine):
         ({"flops": {"float32": 1e12}}, 'no "default"'),
         ({"flops": {"default": 0}}, r"flops\['default'\] has to be"),
         ({"flops": 3}, "flops has to be a table"),
-        ({"rates": {"atention": 0.5}}, "unknown families: atention"),
+        ({"rates": {"atention": 0.5}}, "rates has unknown entries: atention"),
         ({"device": "tpu"}, "device has to be"),
         ({"name": 3}, "name has to be text"),
         ({"speed": 1}, "unknown: speed"),
@@ -86,9 +86,10 @@ def test_the_key_covers_every_price():
     for name, value in (
         ("name", "x"), ("bandwidth", 1.0), ("launch", 1.0), ("fused", 0.5), ("link", 1.0),
         ("flops", {"default": 1.0}), ("rates", {"attention": 0.1}), ("device", "cuda"),
+        ("functions", {"exp": 1.0}),
     ):  # fmt: skip
         keys.add(dataclasses.replace(CPU, **{name: value}).key())
-    assert len(keys) == 9
+    assert len(keys) == 10
 
 
 def test_a_family_has_its_own_rate():

@@ -66,7 +66,7 @@ def test_plans_of_random_problems_stay_under_the_budget(compiler):
     for seed in range(150):
         planner = confirm_all(random_problem(seed, compiler))
         squeezed += planner.floor < planner.fastest_peak
-    assert squeezed > 15
+    assert squeezed > 10
 
 
 def test_nothing_lower_is_found_than_the_floor():
