@@ -12,7 +12,7 @@ Example, for ``loss = relu(x @ w.t()).sum()``::
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +23,7 @@ from torch import fx
 from recut.partitioners.machine import Machine, described
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
 from recut.passes import _torch, costs, prepare, rules
+from recut.passes.workspace import workspace_of
 
 aten = torch.ops.aten
 
@@ -308,11 +309,12 @@ def capture(
         phase = Phase.BACKWARD if backward else Phase.FORWARD if i in forward else Phase.EITHER
         rule, reason = (Rule.MAY_RECOMPUTE, "") if backward else rules.rule_of(n, b.mutated)
         if phase is Phase.EITHER and rule is Rule.MAY_RECOMPUTE:
-            # Saved, it would keep in memory what the user's region says not to keep.
-            makers = [b.values[v].producer for v in inputs]
-            of_region = [ops[p] for p in makers if p >= 0 and ops[p].rule is Rule.MUST_RECOMPUTE]
-            rule, reason = (of_region[0].rule, of_region[0].reason) if of_region else (rule, reason)
-        kind = _kind(n, b.inductor)
+            makers = (b.values[v].producer for v in inputs)
+            rule, reason = _region(ops[p] for p in makers if p >= 0)
+        joined = b.inductor and joins_matmul(n)
+        # What Inductor leaves to a library does not fuse.
+        library = joined or (b.inductor and rules.is_random(n))
+        kind = Kind.OTHER if library else costs.kind_of(n)
         ops.append(
             Op(
                 name=n.name,
@@ -327,8 +329,8 @@ def capture(
                 reason=reason,
                 random=not backward and rules.is_random(n),
                 heavy=b.on_cpu and costs.is_heavy(n),
-                inplace=b.inductor and (kind is Kind.POINTWISE or joins_matmul(n)),
-                workspace=workspace + costs.workspace_of(n, b.channels_last),
+                inplace=b.inductor and (kind is Kind.POINTWISE or joined),
+                workspace=workspace + workspace_of(n, b.channels_last),
                 source=rules.source_of(n),
             )
         )
@@ -350,11 +352,15 @@ def capture(
     )
 
 
-def _kind(node: fx.Node, inductor: bool) -> Kind:
-    """Return how a node runs: what Inductor leaves to a library does not fuse."""
-    if inductor and (rules.is_random(node) or joins_matmul(node)):
-        return Kind.OTHER
-    return costs.kind_of(node)
+def _region(makers: Iterable[Op]) -> tuple[Rule, str]:
+    """Return the rule for an op that only the backward needs, by those that make what it reads.
+
+    Saved, it would keep in memory what a checkpoint region of the user's says not to keep.
+    """
+    for op in makers:
+        if op.rule is Rule.MUST_RECOMPUTE:
+            return op.rule, op.reason
+    return Rule.MAY_RECOMPUTE, ""
 
 
 def joins_matmul(node: fx.Node) -> bool:

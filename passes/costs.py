@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -81,7 +80,7 @@ def _attention_backward_flops(
 
 # Formulas that torch's registry lacks. A missing formula must never mean cheap: CPU flash attention
 # looked all but free without one (docs/design.md).
-_OWN_FLOPS: dict[Any, Callable[..., int]] = {
+OWN_FLOPS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
@@ -155,7 +154,7 @@ def kind_of(node: fx.Node) -> Kind:
 @cache
 def _kind_of(target: Any) -> Kind:
     op = getattr(target, "overloadpacket", target)
-    if op in _OWN_FLOPS or op in _torch.flop_registry:
+    if op in OWN_FLOPS or op in _torch.flop_registry:
         return Kind.COMPUTE
     tags = getattr(target, "tags", ())
     if op in _REDUCTIONS:
@@ -182,7 +181,7 @@ def is_priced(node: fx.Node) -> bool:
 def flops_of(node: fx.Node) -> int:
     """Return the FLOPs of a node that has a formula, 0 otherwise."""
     op = packet(node)
-    formula = _OWN_FLOPS.get(op)
+    formula = OWN_FLOPS.get(op)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _concrete(n.meta.get("val")))
     if formula is not None:
         flops = formula(*[a.shape if isinstance(a, torch.Tensor) else a for a in args])
@@ -218,104 +217,6 @@ def _concrete(value: Any) -> Any:
     return value
 
 
-# What oneDNN takes beside copies: at most 22 KiB were measured of narrow convolutions.
-_SCRATCHPAD = 32 * 1024
-# Channels in a block of oneDNN's layouts.
-_BLOCK = 16
-
-
-def workspace_of(node: fx.Node, channels_last: bool) -> int:
-    """Return the bytes that a node's library call allocates while it runs, beside its outputs.
-
-    Attention on a CPU has blocks of scores for each thread, and a convolution there copies of what
-    it reads. Eager's random ops make a mask or a number for each element.
-
-    Args:
-        node: a node of the joint graph.
-        channels_last: Inductor turns the graph's convolutions of images to channels-last.
-    """
-    op = packet(node)
-    made = tensors(node.meta.get("val"))
-    if op in _OWN_FLOPS:
-        return _attention_workspace(node)
-    if op in (aten.convolution, aten.convolution_backward):
-        return _convolution_workspace(node, channels_last) if made[0].device.type == "cpu" else 0
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        return sum(map(nbytes, made))
-    return 0
-
-
-def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:
-    """Return what a convolution on a CPU copies (measured on oneDNN, docs/design.md).
-
-    Contiguous images go into a layout of channels in blocks: the forward copies the larger of input
-    and output, the backward the gradient of the output and the input. Channels-last images need no
-    copy, unless they are some channels of a larger one (the gradient of a concatenation); weights
-    do. oneDNN computes no doubles: there every patch is copied into a column.
-    """
-    backward = packet(node) is aten.convolution_backward
-    given = [_value(a) for a in node.args]
-    weight, groups = given[1 + backward], hint(given[8 + backward])
-    images = given[: 1 + backward]
-    if not backward:
-        images = [*images, *tensors(node.meta.get("val"))]
-    kernel = weight.shape[2:]
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return _columns(images, weight, groups)
-    plain, padded = nbytes(weight), _blocked_weight(weight, groups)
-    if groups > 1 and weight.shape[1] == 1 and (not backward or max(map(hint, kernel)) <= 3):
-        padded = plain  # depthwise: a kernel of its own, backwards only for small windows
-    if channels_last and weight.dim() == 4:
-        weights = plain + padded + (_SCRATCHPAD if backward else 0)
-        if weight.dtype is torch.float32:
-            return weights + sum(nbytes(t) for t in images if _is_part(t))
-        # Sums over images of half precision are kept in single precision.
-        return weights + (sum(map(nbytes, images)) if backward else _SCRATCHPAD)
-    copied = [_blocked_bytes(t) for t in images]
-    if not backward:
-        return max(copied) + padded
-    half = 0 if weight.dtype is torch.float32 else sum(map(nbytes, images))
-    return sum(copied) + plain + padded + half + _SCRATCHPAD
-
-
-def _is_part(t: torch.Tensor) -> bool:
-    """Return whether a tensor's images lie farther apart than their size: it is a slice."""
-    return hint(t.stride(0)) > math.prod(map(hint, t.shape[1:]))
-
-
-def _columns(images: list[torch.Tensor], weight: torch.Tensor, groups: int) -> int:
-    """Return the bytes of all patches of an image, and of each group's result before it is joined.
-
-    ``weight`` has for each channel of one image a window over some channels of the other one.
-    """
-    windows = next((t for t in images if t.shape[1] == weight.shape[0]), images[0])
-    places = nbytes(windows) // max(hint(windows.shape[1]), 1)
-    patches = places * (nbytes(weight[0]) // weight.dtype.itemsize)
-    return patches + (max(map(nbytes, images)) if groups > 1 else 0)
-
-
-def _blocked_weight(weight: torch.Tensor, groups: int) -> int:
-    """Return the bytes of a weight whose channels are in blocks, group by group."""
-    rows, columns = hint(weight.shape[0]), hint(weight.shape[1])
-    each = _round_up(rows // groups) * _round_up(columns)
-    return nbytes(weight) // max(rows * columns, 1) * groups * each
-
-
-def _round_up(channels: int) -> int:
-    return -(-channels // _BLOCK) * _BLOCK
-
-
-def _attention_workspace(node: fx.Node) -> int:
-    """Return the blocks of flash attention's threads (aten/native/cpu/FlashAttentionKernel.cpp)."""
-    backward = packet(node) is aten._scaled_dot_product_flash_attention_for_cpu_backward
-    query, key = (_value(a) for a in node.args[backward : backward + 2])
-    length = hint(query.shape[-2])
-    rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
-    scores = rows * min(hint(key.shape[-2]), 512)
-    each = 2 * scores + rows if backward else scores + rows * (2 + hint(query.shape[-1]))
-    return int(torch.get_num_threads() * each * max(query.dtype.itemsize, 4))
-
-
 def before_convolutions(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that Inductor turns to channels-last for the convolutions behind them.
 
@@ -339,19 +240,6 @@ def channels_last_copy(node: fx.Node) -> int:
     if not isinstance(val, torch.Tensor) or val.dim() != 4:
         return 0
     return 0 if val.is_contiguous(memory_format=torch.channels_last) else nbytes(val)
-
-
-def _value(argument: Any) -> Any:
-    return argument.meta.get("val") if isinstance(argument, fx.Node) else argument
-
-
-def _blocked_bytes(t: torch.Tensor) -> int:
-    """Return the bytes of a contiguous image's copy in a layout with channels in blocks."""
-    channels = hint(t.shape[1])
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim())
-    if last is not None and channels > 1 and t.is_contiguous(memory_format=last):
-        return 0
-    return nbytes(t) // max(channels, 1) * _round_up(channels)
 
 
 def dtype_name(values: Iterable[torch.Tensor]) -> str:

@@ -1,0 +1,127 @@
+"""What library calls allocate for themselves while they run, which no node of a graph shows.
+
+The figures are of libraries on a CPU: oneDNN's layouts and scratchpads, and the threads of flash
+attention. Each formula was held against the allocator (``tests/test_odd_nets.py``); where they err,
+it is upwards.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from recut.passes.costs import OWN_FLOPS, hint, nbytes, packet, tensors
+from recut.passes.rules import is_random
+
+aten = torch.ops.aten
+
+# What oneDNN takes beside copies: at most 22 KiB were measured of narrow convolutions.
+_SCRATCHPAD = 32 * 1024
+# Channels in a block of oneDNN's layouts.
+_BLOCK = 16
+
+
+def workspace_of(node: fx.Node, channels_last: bool) -> int:
+    """Return the bytes that a node's library call allocates while it runs, beside its outputs.
+
+    Attention on a CPU has blocks of scores for each thread, and a convolution there copies of what
+    it reads. Eager's random ops make a mask or a number for each element.
+
+    Args:
+        node: a node of the joint graph.
+        channels_last: Inductor turns the graph's convolutions of images to channels-last.
+    """
+    op = packet(node)
+    made = tensors(node.meta.get("val"))
+    if op in OWN_FLOPS:
+        return _attention_workspace(node)
+    if op in (aten.convolution, aten.convolution_backward):
+        return _convolution_workspace(node, channels_last) if made[0].device.type == "cpu" else 0
+    return sum(map(nbytes, made)) if is_random(node) else 0
+
+
+def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:
+    """Return what a convolution on a CPU copies (measured on oneDNN, docs/design.md).
+
+    Contiguous images go into a layout of channels in blocks: the forward copies the larger of input
+    and output, the backward the gradient of the output and the input. Channels-last images need no
+    copy, unless they are some channels of a larger one (the gradient of a concatenation); weights
+    do. oneDNN computes no doubles: there every patch is copied into a column.
+    """
+    backward = packet(node) is aten.convolution_backward
+    given = [_value(a) for a in node.args]
+    weight, groups = given[1 + backward], hint(given[8 + backward])
+    images = given[: 1 + backward]
+    if not backward:
+        images = [*images, *tensors(node.meta.get("val"))]
+    kernel = weight.shape[2:]
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return _columns(images, weight, groups)
+    plain, padded = nbytes(weight), _blocked_weight(weight, groups)
+    if groups > 1 and weight.shape[1] == 1 and (not backward or max(map(hint, kernel)) <= 3):
+        padded = plain  # depthwise: a kernel of its own, backwards only for small windows
+    if channels_last and weight.dim() == 4:
+        weights = plain + padded + (_SCRATCHPAD if backward else 0)
+        if weight.dtype is torch.float32:
+            return weights + sum(nbytes(t) for t in images if _is_part(t))
+        # Sums over images of half precision are kept in single precision.
+        return weights + (sum(map(nbytes, images)) if backward else _SCRATCHPAD)
+    copied = [_blocked_bytes(t) for t in images]
+    if not backward:
+        return max(copied) + padded
+    half = 0 if weight.dtype is torch.float32 else sum(map(nbytes, images))
+    return sum(copied) + plain + padded + half + _SCRATCHPAD
+
+
+def _is_part(t: torch.Tensor) -> bool:
+    """Return whether a tensor's images lie farther apart than their size: it is a slice."""
+    return hint(t.stride(0)) > math.prod(map(hint, t.shape[1:]))
+
+
+def _columns(images: list[torch.Tensor], weight: torch.Tensor, groups: int) -> int:
+    """Return the bytes of all patches of an image, and of each group's result before it is joined.
+
+    ``weight`` has for each channel of one image a window over some channels of the other one.
+    """
+    windows = next((t for t in images if t.shape[1] == weight.shape[0]), images[0])
+    places = nbytes(windows) // max(hint(windows.shape[1]), 1)
+    patches = places * (nbytes(weight[0]) // weight.dtype.itemsize)
+    return patches + (max(map(nbytes, images)) if groups > 1 else 0)
+
+
+def _blocked_weight(weight: torch.Tensor, groups: int) -> int:
+    """Return the bytes of a weight whose channels are in blocks, group by group."""
+    rows, columns = hint(weight.shape[0]), hint(weight.shape[1])
+    each = _round_up(rows // groups) * _round_up(columns)
+    return nbytes(weight) // max(rows * columns, 1) * groups * each
+
+
+def _round_up(channels: int) -> int:
+    return -(-channels // _BLOCK) * _BLOCK
+
+
+def _attention_workspace(node: fx.Node) -> int:
+    """Return the blocks of flash attention's threads (aten/native/cpu/FlashAttentionKernel.cpp)."""
+    backward = packet(node) is aten._scaled_dot_product_flash_attention_for_cpu_backward
+    query, key = (_value(a) for a in node.args[backward : backward + 2])
+    length = hint(query.shape[-2])
+    rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    scores = rows * min(hint(key.shape[-2]), 512)
+    each = 2 * scores + rows if backward else scores + rows * (2 + hint(query.shape[-1]))
+    return int(torch.get_num_threads() * each * max(query.dtype.itemsize, 4))
+
+
+def _value(argument: Any) -> Any:
+    return argument.meta.get("val") if isinstance(argument, fx.Node) else argument
+
+
+def _blocked_bytes(t: torch.Tensor) -> int:
+    """Return the bytes of a contiguous image's copy in a layout with channels in blocks."""
+    channels = hint(t.shape[1])
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim())
+    if last is not None and channels > 1 and t.is_contiguous(memory_format=last):
+        return 0
+    return nbytes(t) // max(channels, 1) * _round_up(channels)
