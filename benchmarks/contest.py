@@ -36,8 +36,8 @@ class Row:
     """What one contestant was asked and what it did; bytes and seconds, None where unknown.
 
     ``ratio`` and ``seconds`` come from one race with stock; ``predicted_seconds`` is recut's own
-    expectation of the step.  ``error`` is ``measure.max_error`` of
-    the gradients against the model's reference.
+    expectation of the step.  ``error`` is ``measure.max_error`` of the gradients against the
+    model's reference.
     """
 
     label: str

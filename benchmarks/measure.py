@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-PARTITION = "min_cut_rematerialization_partition"
-
 
 @dataclass(frozen=True)
 class Times:
@@ -211,23 +209,34 @@ def max_error(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 
 @contextmanager
-def partition_seconds() -> Iterator[list[float]]:
-    """Collects the seconds of each run of torch's own partitioner inside the block."""
+def partition_replaced(
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
+    """Puts ``wrap`` of torch's own partitioner in its place inside the block."""
     from torch._functorch import partitioners
     from torch._inductor import compile_fx
 
-    original, seconds = getattr(partitioners, PARTITION), []
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            seconds.append(time.perf_counter() - start)
-
+    name = "min_cut_rematerialization_partition"
+    ours = wrap(getattr(partitioners, name))
     # compile_fx holds a reference of its own from its import.
-    with (
-        mock.patch.object(partitioners, PARTITION, timed),
-        mock.patch.object(compile_fx, PARTITION, timed),
-    ):
+    with mock.patch.object(partitioners, name, ours), mock.patch.object(compile_fx, name, ours):
+        yield
+
+
+@contextmanager
+def partition_seconds() -> Iterator[list[float]]:
+    """Collects the seconds of each run of torch's own partitioner inside the block."""
+    seconds: list[float] = []
+
+    def timed(run: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return run(*args, **kwargs)
+            finally:
+                seconds.append(time.perf_counter() - start)
+
+        return timed_run
+
+    with partition_replaced(timed):
         yield seconds

@@ -19,7 +19,6 @@ import torch
 
 from benchmarks import measure
 from benchmarks.contest import cause
-from benchmarks.measure import PARTITION
 from benchmarks.models import MODELS, ModelSpec, transformer
 from benchmarks.table import RESULTS, environment, write
 
@@ -58,13 +57,9 @@ def _compile(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
 
 def compare(spec: ModelSpec, rounds: int) -> tuple[int, float, dict[float, float]]:
     """Return the number of ops, torch's seconds, and recut's by budget (fractions)."""
-    from torch._functorch import partitioners
-    from torch._inductor import compile_fx
-
     import recut.backend
 
     model, inputs = spec.make(False)
-    torchs = _seconds(getattr(partitioners, PARTITION))
     ops: list[int] = []
 
     def ours(self: recut.backend.Partitioner, *args: Any, **kwargs: Any) -> None:
@@ -77,8 +72,7 @@ def compare(spec: ModelSpec, rounds: int) -> tuple[int, float, dict[float, float
 
     call = recut.backend.Partitioner.__call__
     with (
-        mock.patch.object(partitioners, PARTITION, torchs),
-        mock.patch.object(compile_fx, PARTITION, torchs),
+        measure.partition_replaced(_seconds),
         mock.patch.object(recut.backend.Partitioner, "__call__", ours),
     ):
         stock = [_compile(measure.compile_stock(model), inputs) for _ in range(rounds)]

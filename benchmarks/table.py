@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.contest import BLOCK_FACTORS, INFEASIBLE, PERCENTS, Result, Row, run_model
 from benchmarks.models import MODELS
+from recut.machines import this_host
 
 RESULTS = Path(__file__).parent / "results"
 # eager, stock, per block, two torch budgets, recut at 1.0 and at the floor, four races.
@@ -112,7 +113,7 @@ def _document(result: Result) -> dict[str, Any]:
 
 def environment(command: str) -> dict[str, str]:
     """Date, versions, processor and command: what a reader needs to judge or repeat a figure."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else this_host("cpu").product
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "torch": torch.__version__,
@@ -120,15 +121,6 @@ def environment(command: str) -> dict[str, str]:
         "device": f"{device}, {torch.get_num_threads()} threads",
         "command": command,
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def write(path: Path, text: str) -> None:
@@ -178,14 +170,17 @@ def _section(document: dict[str, Any]) -> list[str]:
 
 def _times(rows: list[Row]) -> str:
     """How well recut predicted the step times of its plans, in words."""
-    # Ratios to stock of one race each: seconds of different races are not of one machine's mood.
-    timed = [(r.predicted_seconds, r.ratio) for r in rows if r.predicted_seconds and r.ratio]
+    timed = [
+        (r.predicted_seconds, r.seconds, r.ratio)
+        for r in rows
+        if r.predicted_seconds and r.seconds and r.ratio
+    ]
     if len(timed) < 3:
         return ""
-    predicted, measured = zip(*timed, strict=True)
-    rank = spearmanr(predicted, measured).statistic
-    seconds = [(r.predicted_seconds, r.seconds) for r in rows if r.predicted_seconds and r.seconds]
-    shares = sorted(p / s for p, s in seconds)
+    predicted, measured, ratios = zip(*timed, strict=True)
+    # Ratios to stock of one race each: seconds of different races are not of one machine's mood.
+    rank = spearmanr(predicted, ratios).statistic
+    shares = sorted(p / s for p, s in zip(predicted, measured, strict=True))
     return (
         f" Predicted step times: rank correlation {rank:.2f} with the measured, "
         f"{statistics.median(shares):.2f} of them in the median ({shares[0]:.2f} to "

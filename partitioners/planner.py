@@ -130,6 +130,7 @@ class Planner:
     def _cheapest(self, budget: int) -> tuple[Candidate, str] | None:
         """Return the cheapest schedule that the programs give under a budget, and who found it."""
         best: Candidate | None = None
+        least = math.inf
         name = "segments"
         end = time.monotonic() + self.seconds
         solved: dict[int, Solution] = {}
@@ -149,13 +150,12 @@ class Planner:
                 name = "segments (cut short by solver_seconds)"
                 break
             found = fill(self.programs[k], budget, solved[k])
-            if found is not None and (best is None or self._time(found) < self._time(best)):
-                best = found
+            if found is None:
+                continue
+            seconds = step_seconds(self.problem, found.schedule, self.machine)
+            if seconds < least:
+                best, least = found, seconds
         return None if best is None else (best, name)
-
-    def _time(self, candidate: Candidate) -> float:
-        """Return the seconds that a schedule's step is expected to take."""
-        return step_seconds(self.problem, candidate.schedule, self.machine)
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""

@@ -211,11 +211,6 @@ class Problem:
         return seen
 
     @cached_property
-    def total_seconds(self) -> float:
-        """Time of a step that computes every op once, in seconds."""
-        return sum(op.seconds for op in self.ops)
-
-    @cached_property
     def digest(self) -> str:
         """Hash of the graph and its memory; names, prices and observations are no part."""
         names = [f.name for f in fields(Op) if f.name not in _NO_MATTER]

@@ -41,8 +41,7 @@ class Capture:
         value_of: value index of each node that is a storage of its own.
         views: nodes that are views of what ``args`` name; copied beside their base at each use.
         num_forward_outputs: how many of the joint graph's outputs the forward returns.
-        channels_last: Inductor turns the graph's convolutions to channels-last.
-        turned: what it turns to channels-last with them.
+        turned: what Inductor turns to channels-last for the graph's convolutions.
     """
 
     problem: Problem
@@ -50,8 +49,12 @@ class Capture:
     value_of: dict[fx.Node, int]
     views: frozenset[fx.Node]
     num_forward_outputs: int
-    channels_last: bool = False
     turned: frozenset[fx.Node] = frozenset()
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether Inductor turns the graph's convolutions to channels-last."""
+        return bool(self.turned)
 
 
 def is_view(node: fx.Node) -> bool:
@@ -137,12 +140,12 @@ class _Builder:
         self.machine = machine
         self.inductor = inductor
         owner = graph.owning_module
-        self.channels_last = (
+        turns = (
             inductor
             and owner is not None
-            and bool(_torch.GraphLowering.decide_layout_opt(owner, is_inference=False))
+            and _torch.GraphLowering.decide_layout_opt(owner, is_inference=False)
         )
-        self.turned = costs.before_convolutions(graph) if self.channels_last else set()
+        self.turned = costs.before_convolutions(graph) if turns else set()
         self.on_cpu = device_of(graph) == "cpu"
         self.values: list[Value] = []
         self.value_of: dict[fx.Node, int] = {}
@@ -330,7 +333,7 @@ def capture(
                 random=not backward and rules.is_random(n),
                 heavy=b.on_cpu and costs.is_heavy(n),
                 inplace=b.inductor and (kind is Kind.POINTWISE or joined),
-                workspace=workspace + workspace_of(n, b.channels_last),
+                workspace=workspace + workspace_of(n, bool(b.turned)),
                 source=rules.source_of(n),
             )
         )
@@ -347,7 +350,6 @@ def capture(
         b.value_of,
         frozenset(b.views),
         num_fwd_outputs,
-        b.channels_last,
         frozenset(b.turned),
     )
 

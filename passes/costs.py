@@ -123,17 +123,12 @@ def arithmetic_of(node: fx.Node, machine: Machine) -> float:
     """Return what computing a pointwise node takes beside reading and writing, in seconds."""
     op = packet(node)
     function = _FUNCTIONS.get(op, "")
-    if getattr(op, "__name__", "") == "inductor_random":
+    if _name(op) == "inductor_random":
         function = "normal" if node.args[2] == "randn" else "uniform"
     elif op is aten.pow and not isinstance(node.args[1], int | float):
         function = "pow"  # a power of a plain number is a product or a root
-    if function not in machine.functions:
-        return 0.0
-    return machine.function_seconds(function, _numel(tensors(node.meta.get("val"))))
-
-
-def _numel(made: list[torch.Tensor]) -> int:
-    return hint(made[0].numel()) if made else 0
+    made = tensors(node.meta.get("val")) if function else []
+    return machine.function_seconds(function, hint(made[0].numel())) if made else 0.0
 
 
 def nbytes(tensor: torch.Tensor) -> int:
@@ -144,6 +139,11 @@ def nbytes(tensor: torch.Tensor) -> int:
 def packet(node: fx.Node) -> Any:
     """Return the overload packet (``aten.mm``) that a node calls, or its target."""
     return getattr(node.target, "overloadpacket", node.target)
+
+
+def _name(op: Any) -> str:
+    """Return the name of an op, for those that torch knows only once Inductor is imported."""
+    return getattr(op, "__name__", "")
 
 
 def kind_of(node: fx.Node) -> Kind:
@@ -159,7 +159,7 @@ def _kind_of(target: Any) -> Kind:
     tags = getattr(target, "tags", ())
     if op in _REDUCTIONS:
         return Kind.REDUCTION
-    drawn = getattr(op, "__name__", "") in _DRAWN
+    drawn = _name(op) in _DRAWN
     if op in _INDEXED or drawn or torch.Tag.pointwise in tags or target is operator.getitem:
         return Kind.POINTWISE
     return Kind.OTHER
@@ -167,7 +167,7 @@ def _kind_of(target: Any) -> Kind:
 
 def is_heavy(node: fx.Node) -> bool:
     """Return whether Inductor keeps a node's result on a CPU where several ops read it."""
-    return packet(node) in _HEAVY or getattr(packet(node), "__name__", "") in _DRAWN
+    return packet(node) in _HEAVY or _name(packet(node)) in _DRAWN
 
 
 def is_priced(node: fx.Node) -> bool:

@@ -115,12 +115,15 @@ def _notice(text: str) -> None:
 
 def in_force(settings: Settings) -> Mapping[str, Machine]:
     """Return the description by type of device: the settings' for all, or the best known."""
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    # Asking a GPU for its name starts CUDA: not where no tensor has done so.
+    devices = ["cpu", "cuda"] if torch.cuda.is_initialized() else ["cpu"]  # type: ignore[no-untyped-call]
     found = {}
     for device in devices:
+        if settings.machine is not None:
+            found[device] = settings.machine
+            continue
         host = this_host(device)
-        machine = settings.machine or calibrated(host) or described(device, host.product)
-        found[device] = machine
+        found[device] = calibrated(host) or described(device, host.product)
     return found
 
 

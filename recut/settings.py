@@ -288,8 +288,7 @@ class Settings:
 
         It covers the budget, the solver's time and the content of the plan file. Not ``dump``,
         which changes no plan, ``machine``, which has a key of its own, nor ``inductor``, which
-        Inductor's own cache keys cover. What
-        ``"auto"`` resolves to is not known here.
+        Inductor's own cache keys cover. What ``"auto"`` resolves to is not known here.
 
         Raises:
             OSError: the plan file cannot be read any more.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,15 @@ class _LanguageModel(nn.Module):
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
+_COMMON: dict[str, Any] = {
+    "vocab_size": 512,
+    "use_cache": False,
+    "attn_implementation": "sdpa",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
 def _wrap_transformers(model: nn.Module, vocab: int, checkpoint: bool) -> Made:
     if checkpoint:
         # transformers renamed this in version 5; both take the arguments of torch's checkpoint.
@@ -39,7 +50,7 @@ def gpt2_hf(checkpoint: bool) -> Made:
 
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=512,
+        **_COMMON,
         n_positions=256,
         n_embd=192,
         n_layer=8,
@@ -47,10 +58,6 @@ def gpt2_hf(checkpoint: bool) -> Made:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        use_cache=False,
-        attn_implementation="sdpa",
-        bos_token_id=0,
-        eos_token_id=0,
     )
     return _wrap_transformers(GPT2LMHeadModel(config), config.vocab_size, checkpoint)
 
@@ -60,7 +67,7 @@ def llama_hf(checkpoint: bool) -> Made:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=512,
+        **_COMMON,
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=8,
@@ -68,9 +75,5 @@ def llama_hf(checkpoint: bool) -> Made:
         num_key_value_heads=2,
         max_position_embeddings=256,
         attention_dropout=0.0,
-        use_cache=False,
-        attn_implementation="sdpa",
-        bos_token_id=0,
-        eos_token_id=0,
     )
     return _wrap_transformers(LlamaForCausalLM(config), config.vocab_size, checkpoint)
