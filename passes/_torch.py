@@ -136,6 +136,11 @@ from torch.utils.flop_counter import (  # isort: skip
 # The module behind torch.compile's lazily recompiled graph modules. Since 2.2.
 from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module  # isort: skip
 
+# Leaves fake tensors and what else is being traced, for a block that runs for real. Since 2.0.
+from torch.utils._python_dispatch import (  # isort: skip
+    _disable_current_modes as disable_current_modes,
+)
+
 # A set that keeps insertion order; torch's own passes ask for it. Since 2.5.
 from torch.utils._ordered_set import OrderedSet  # isort: skip
 
@@ -153,6 +158,7 @@ __all__ = [
     "cleanup_recompute_tags",
     "compute_memory_timeline",
     "default_partition",
+    "disable_current_modes",
     "extract_fwd_bwd_modules",
     "flop_registry",
     "force_save_bw_mutation_src",

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from recut.partitioners.machine import Machine, described
+from recut.partitioners.machine import described
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
 from recut.passes import _torch, costs, prepare, rules
+from recut.passes.prices import Basis, Prices
 from recut.passes.workspace import workspace_of
 
 aten = torch.ops.aten
@@ -42,6 +43,7 @@ class Capture:
         views: nodes that are views of what ``args`` name; copied beside their base at each use.
         num_forward_outputs: how many of the joint graph's outputs the forward returns.
         turned: what Inductor turns to channels-last for the graph's convolutions.
+        bases: where the price of each op is from.
     """
 
     problem: Problem
@@ -50,6 +52,7 @@ class Capture:
     views: frozenset[fx.Node]
     num_forward_outputs: int
     turned: frozenset[fx.Node] = frozenset()
+    bases: tuple[Basis, ...] = ()
 
     @property
     def channels_last(self) -> bool:
@@ -130,22 +133,22 @@ def _op_of(node: fx.Node) -> fx.Node:
     return node
 
 
+def channels_last_nodes(graph: fx.Graph, inductor: bool) -> set[fx.Node]:
+    """Return the nodes that Inductor turns to channels-last for the graph's convolutions."""
+    owner = graph.owning_module
+    if not inductor or owner is None:
+        return set()
+    turns = _torch.GraphLowering.decide_layout_opt(owner, is_inference=False)
+    return costs.before_convolutions(graph) if turns else set()
+
+
 class _Builder:
     """Collects values and ops while it walks the joint graph once."""
 
-    def __init__(
-        self, graph: fx.Graph, num_forward_outputs: int, machine: Machine, inductor: bool
-    ) -> None:
+    def __init__(self, graph: fx.Graph, num_forward_outputs: int, inductor: bool) -> None:
         self.graph = graph
-        self.machine = machine
         self.inductor = inductor
-        owner = graph.owning_module
-        turns = (
-            inductor
-            and owner is not None
-            and _torch.GraphLowering.decide_layout_opt(owner, is_inference=False)
-        )
-        self.turned = costs.before_convolutions(graph) if turns else set()
+        self.turned = channels_last_nodes(graph, inductor)
         self.on_cpu = device_of(graph) == "cpu"
         self.values: list[Value] = []
         self.value_of: dict[fx.Node, int] = {}
@@ -291,7 +294,7 @@ def capture(
     *,
     num_fwd_outputs: int,
     compiler: str = "inductor",
-    machine: Machine | None = None,
+    prices: Prices | None = None,
 ) -> Capture:
     """Read a joint graph.
 
@@ -299,18 +302,24 @@ def capture(
         joint: the joint graph after Inductor's own joint-graph passes; it is not changed.
         num_fwd_outputs: how many of its outputs the forward returns.
         compiler: "inductor" or "eager": who will run the result.
-        machine: prices; a built-in description of the graph's device where not given.
+        prices: what ops cost; by a built-in description of the graph's device where not given.
     """
-    machine = machine or described(device_of(joint.graph), "")
-    b = _Builder(joint.graph, num_fwd_outputs, machine, compiler == "inductor")
+    inductor = compiler == "inductor"
+    prices = prices or Prices(described(device_of(joint.graph), ""), inductor=inductor)
+    b = _Builder(joint.graph, num_fwd_outputs, inductor)
     found = b.collect()
     index = {n: i for i, (n, *_) in enumerate(found)}
     forward = _forward_ops(b, found, index)
+    bases = tuple(prices.basis_of(n, n in b.turned) for n, *_ in found)
     ops: list[Op] = []
     for i, (n, inputs, outputs, workspace) in enumerate(found):
         backward = n in b.backward
         phase = Phase.BACKWARD if backward else Phase.FORWARD if i in forward else Phase.EITHER
-        rule, reason = (Rule.MAY_RECOMPUTE, "") if backward else rules.rule_of(n, b.mutated)
+        rule, reason = (
+            (Rule.MAY_RECOMPUTE, "")
+            if backward
+            else rules.rule_of(n, b.mutated, bases[i] is not Basis.UNKNOWN)
+        )
         if phase is Phase.EITHER and rule is Rule.MAY_RECOMPUTE:
             makers = (b.values[v].producer for v in inputs)
             rule, reason = _region(ops[p] for p in makers if p >= 0)
@@ -324,8 +333,8 @@ def capture(
                 target=str(n.target),
                 inputs=inputs,
                 outputs=outputs,
-                seconds=0.0 if _torch.is_sym_node(n) else costs.seconds_of(n, machine),
-                arithmetic=costs.arithmetic_of(n, machine) if kind is Kind.POINTWISE else 0.0,
+                seconds=0.0 if _torch.is_sym_node(n) else prices.seconds_of(n, n in b.turned),
+                arithmetic=prices.arithmetic_of(n) if kind is Kind.POINTWISE else 0.0,
                 kind=kind,
                 phase=phase,
                 rule=rule,
@@ -351,6 +360,7 @@ def capture(
         frozenset(b.views),
         num_fwd_outputs,
         frozenset(b.turned),
+        bases,
     )
 
 

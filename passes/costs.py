@@ -182,11 +182,11 @@ def flops_of(node: fx.Node) -> int:
     """Return the FLOPs of a node that has a formula, 0 otherwise."""
     op = packet(node)
     formula = OWN_FLOPS.get(op)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _concrete(n.meta.get("val")))
+    args, kwargs = concrete_arguments(node)
     if formula is not None:
         flops = formula(*[a.shape if isinstance(a, torch.Tensor) else a for a in args])
     elif op in _torch.flop_registry:
-        out = _concrete(node.meta.get("val"))
+        out = concrete(node.meta.get("val"))
         flops = int(_torch.flop_registry[op](*args, **kwargs, out_val=out))
     else:
         return 0
@@ -203,15 +203,21 @@ def _is_causal(node: fx.Node) -> bool:
     return False
 
 
-def _concrete(value: Any) -> Any:
+def concrete_arguments(node: fx.Node) -> tuple[Any, Any]:
+    """Return a call's arguments, tensors without data in the place of nodes."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: concrete(n.meta.get("val")))
+    return args, kwargs
+
+
+def concrete(value: Any) -> Any:
     """Return ``value`` with symbolic sizes replaced by their hints."""
     if isinstance(value, torch.Tensor):
         if all(isinstance(s, int) for s in value.shape):
             return value
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _torch.disable_current_modes():
             return torch.empty([hint(s) for s in value.shape], dtype=value.dtype, device="meta")
     if isinstance(value, (list, tuple)):
-        return type(value)(_concrete(v) for v in value)
+        return type(value)(concrete(v) for v in value)
     if isinstance(value, (torch.SymInt, torch.SymFloat)):
         return hint(value) if isinstance(value, torch.SymInt) else 1.0
     return value
@@ -249,15 +255,19 @@ def dtype_name(values: Iterable[torch.Tensor]) -> str:
     return "float32"
 
 
+def moved_bytes(node: fx.Node) -> int:
+    """Return the bytes that a node reads and writes."""
+    around = (node, *node.all_input_nodes)
+    return sum(nbytes(t) for n in around for t in tensors(n.meta.get("val")))
+
+
 def seconds_of(node: fx.Node, machine: Machine) -> float:
     """Return what running a node once more costs, in seconds, by the machine's roofline.
 
     A pointwise op is priced as it runs: fused into the kernel of its reader, where it costs a
     small share of its traffic and no launch.
     """
-    outputs = tensors(node.meta.get("val"))
-    inputs = [t for n in node.all_input_nodes for t in tensors(n.meta.get("val"))]
-    moved = sum(map(nbytes, outputs)) + sum(map(nbytes, inputs))
+    moved = moved_bytes(node)
     kind = kind_of(node)
     if kind is Kind.POINTWISE:
         return machine.fused * moved / machine.bandwidth + arithmetic_of(node, machine)
@@ -265,6 +275,8 @@ def seconds_of(node: fx.Node, machine: Machine) -> float:
         return machine.launch + _REDUCTION_SHARE * moved / machine.bandwidth
     traffic = _OTHER_SHARE * moved / machine.bandwidth
     if kind is Kind.COMPUTE:
-        compute = flops_of(node) / machine.peak_flops(dtype_name(outputs), family_of(node))
+        compute = flops_of(node) / machine.peak_flops(
+            dtype_name(tensors(node.meta.get("val"))), family_of(node)
+        )
         return machine.launch + max(compute, traffic * 0.5)
     return machine.launch + traffic

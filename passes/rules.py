@@ -113,19 +113,17 @@ def _refuse_decision(node: fx.Node) -> str:
     return ""
 
 
-def _refuse_unknown_cost(node: fx.Node) -> str:
-    if not costs.is_priced(node):
-        return f"no cost is known for {node.target}"
-    return ""
-
-
 _REFUSALS: tuple[Callable[[fx.Node], str], ...] = (
     _refuse_tagged,
     _refuse_symbolic,
     _refuse_target,
     _refuse_decision,
-    _refuse_unknown_cost,
 )
+
+
+def unpriced(target: str) -> str:
+    """Return the reason to save what an op of unknown cost makes."""
+    return f"no cost is known for {target}"
 
 
 def _at(text: str, node: fx.Node) -> str:
@@ -133,12 +131,13 @@ def _at(text: str, node: fx.Node) -> str:
     return f"{text} at {source}" if source else text
 
 
-def rule_of(node: fx.Node, mutated: Collection[Any]) -> tuple[Rule, str]:
+def rule_of(node: fx.Node, mutated: Collection[Any], priced: bool = True) -> tuple[Rule, str]:
     """Return what may be decided for a forward node, and why.
 
     Args:
         node: a node of the joint graph that runs in the forward.
         mutated: placeholders that the graph writes to, and views of them.
+        priced: whether it is known what running the node takes.
     """
     if any(n in mutated for n in node.all_input_nodes):
         return Rule.MUST_SAVE, "it reads an input that the step mutates"
@@ -148,4 +147,6 @@ def rule_of(node: fx.Node, mutated: Collection[Any]) -> tuple[Rule, str]:
         reason = refuse(node)
         if reason:
             return Rule.MUST_SAVE, reason
+    if not priced:
+        return Rule.MUST_SAVE, unpriced(str(node.target))
     return Rule.MAY_RECOMPUTE, ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from recut.backend import ckpt_backend
 from recut.errors import RecutError, SettingError
 from recut.partitioners.errors import ForeignPlan, InfeasibleBudget, InvalidSchedule
+from recut.passes.prices import register_cost
 from recut.pipeline import partition
 from recut.report import GraphReport, clear_reports, reports
 from recut.settings import Budget, Settings, parse_budget
@@ -27,5 +28,6 @@ __all__ = [
     "clear_reports",
     "parse_budget",
     "partition",
+    "register_cost",
     "reports",
 ]

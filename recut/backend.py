@@ -18,6 +18,7 @@ from recut.machines import in_force
 from recut.partitioners.errors import PlanningError
 from recut.passes import _torch
 from recut.passes.fusion import inductor_patches, wrap_inner_compile
+from recut.passes.prices import declared_key
 from recut.passes.scheduled import Observation
 from recut.pipeline import Experience, Partitioned, partition_under
 from recut.settings import Settings
@@ -140,7 +141,8 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         machines = tuple(self.machines[device].key() for device in sorted(self.machines))
         # Libraries allocate by thread.
         threads = torch.get_num_threads()
-        return ("recut", _sources_digest(), self.settings.key(), machines, threads)
+        prices = (machines, declared_key())
+        return ("recut", _sources_digest(), self.settings.key(), prices, threads)
 
 
 def ckpt_backend(

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.utils.benchmark import Timer
 
 from recut.machines import Host
 from recut.partitioners.machine import Machine, described
+from recut.passes.measured import best_seconds
 
 _SECONDS = 0.4  # for one figure, warm-up aside
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -90,8 +90,7 @@ class Calibration:
         )
 
     def _seconds(self, run: Callable[[], Any]) -> float:
-        timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-        return float(min(timer.blocked_autorange(min_run_time=_SECONDS).times))
+        return best_seconds(run, _SECONDS)
 
     def _size(self, size: int) -> int:
         return max(16, int(size * self.scale) // 16 * 16)

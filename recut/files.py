@@ -17,6 +17,12 @@ _counter = count()
 _lock = threading.Lock()
 
 
+def cache_folder() -> Path:
+    """Return where recut keeps what it measures: ``$XDG_CACHE_HOME/recut``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "recut"
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

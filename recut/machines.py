@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from recut.files import write_atomic
+from recut.files import cache_folder, write_atomic
 from recut.partitioners.machine import Machine, described
 from recut.settings import Settings
 
@@ -66,8 +65,7 @@ def _processor() -> str:
 
 def folder() -> Path:
     """Return where calibrations are kept: ``$XDG_CACHE_HOME/recut/machines``."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "recut" / "machines"
+    return cache_folder() / "machines"
 
 
 def store(machine: Machine, host: Host, date: str) -> Path:

@@ -13,6 +13,7 @@ import math
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from torch import fx
 
 from recut.files import dump_graph, read_plan
 from recut.machines import in_force, pick
+from recut.measured import measured_costs
 from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import Machine
@@ -36,7 +38,9 @@ from recut.passes.capture import Capture, capture, device_of
 from recut.passes.costs import tensors
 from recut.passes.fusion import promise
 from recut.passes.prepare import has_backward, prepare
+from recut.passes.prices import Prices
 from recut.passes.rewrite import emit, split
+from recut.passes.rules import unpriced
 from recut.passes.scheduled import expectations
 from recut.passes.verify import verify
 from recut.report import GraphReport, record
@@ -221,7 +225,11 @@ def _partition_under(
             )
         )
     machine = pick(machines, device_of(joint.graph))
-    captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, machine=machine)
+    measuring = time.perf_counter()
+    measured = measured_costs(joint, compiler) if settings.costs == "measure" else {}
+    start += time.perf_counter() - measuring  # it is no planning
+    prices = Prices(machine, measured, compiler == "inductor")
+    captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, prices=prices)
     known = experience.get(captured.problem.digest)
     choice = _choose(settings, joint, captured, machine, known)
     plan, limit = choice.plan, _limit(settings, choice, known)
@@ -240,6 +248,8 @@ def _partition_under(
         planner=plan.planner,
         gap_seconds=plan.gap,
         asked=settings.memory_budget,
+        bases=_bases(captured),
+        unpriced=_unpriced(captured),
     )
     dump = None
     if settings.dump is not None:
@@ -254,6 +264,17 @@ def _partition_under(
         choice.is_floor,
         dump,
     )
+
+
+def _bases(captured: Capture) -> dict[str, int]:
+    """Return how many ops are priced on each basis."""
+    return {str(basis): count for basis, count in sorted(Counter(captured.bases).items())}
+
+
+def _unpriced(captured: Capture) -> tuple[str, ...]:
+    """Return what is saved because nobody knows its cost."""
+    ops = captured.problem.ops
+    return tuple(sorted({o.target for o in ops if o.reason == unpriced(o.target)}))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from recut.settings import Budget
 
@@ -32,6 +33,8 @@ class GraphReport:
         attempts: how often the graph was planned until its kernels held the budget.
         gap_seconds: how much of the recomputation no proof says that every plan under the budget
             needs, seconds; the best plan there is may save that much, and no more.
+        bases: how many ops have a price that was declared, measured or modelled, or none (unknown).
+        unpriced: what is never recomputed, because nobody knows its cost.
     """
 
     budget: int
@@ -47,6 +50,8 @@ class GraphReport:
     scheduled_peak: int | None = None
     attempts: int = 1
     gap_seconds: float = 0.0
+    bases: Mapping[str, int] = field(default_factory=dict)
+    unpriced: tuple[str, ...] = ()
 
     def line(self) -> str:
         """Return the log line."""
@@ -56,8 +61,13 @@ class GraphReport:
             f"budget {_mib(self.budget)} ({self.asked}): planned peak {_mib(self.peak)} "
             f"(fastest plan {_mib(self.fastest_peak)}), recomputation expected to add "
             f"{share:.1%} to the step{self._proof()}; {self.ops} ops planned in "
-            f"{self.planning_seconds:.2f} s by {self.planner}{again}"
+            f"{self.planning_seconds:.2f} s by {self.planner}{again}{self._unknown()}"
         )
+
+    def _unknown(self) -> str:
+        if not self.unpriced:
+            return ""
+        return f"; never recomputed, since no cost is known: {', '.join(self.unpriced)}"
 
     def _proof(self) -> str:
         if self.planner == "min-cut" or not self.step_seconds:

@@ -11,6 +11,7 @@ RECUT_PLAN             plan                file with a saved plan; default: none
 RECUT_SOLVER_SECONDS   solver_seconds      seconds per graph; default ``10``
 RECUT_MACHINE          machine             name or file of a machine description; default:
                                            what ``recut calibrate`` measured, or a built-in
+RECUT_COSTS            costs               "model" (default), or "measure": time each call
 (none)                 inductor            dict of Inductor options; default ``{}``
 =====================  ==================  =======================================
 """
@@ -42,8 +43,9 @@ ENVIRONMENT: Mapping[str, str] = {
     "RECUT_PLAN": "plan",
     "RECUT_SOLVER_SECONDS": "solver_seconds",
     "RECUT_MACHINE": "machine",
+    "RECUT_COSTS": "costs",
 }
-OPTIONS = ("memory_budget", "dump", "plan", "solver_seconds", "machine", "inductor")
+OPTIONS = ("memory_budget", "dump", "plan", "solver_seconds", "machine", "costs", "inductor")
 
 BUDGET_FORMS = (
     'accepted are bytes ("12GiB", "800MB", or an int over 1), '
@@ -234,6 +236,7 @@ class Settings:
         plan: file with a saved plan to replay, or ``None`` to plan.
         solver_seconds: time the planner may spend on one graph, seconds.
         machine: description that prices operations, or ``None`` for the best that is known.
+        costs: "model", or "measure" to time each call of a graph once on its device.
         inductor: options passed through to Inductor; do not write to it.
     """
 
@@ -242,6 +245,7 @@ class Settings:
     plan: Path | None = None
     solver_seconds: float = 10.0
     machine: Machine | None = None
+    costs: Literal["model", "measure"] = "model"
     inductor: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -278,6 +282,7 @@ class Settings:
             "plan": _read_plan,
             "solver_seconds": _read_seconds,
             "machine": _read_machine,
+            "costs": _read_costs,
             "inductor": _read_inductor,
         }
         values = {key: readers[key](value, source) for key, (source, value) in given.items()}
@@ -286,9 +291,10 @@ class Settings:
     def key(self) -> str:
         """Return a hash, stable across runs and machines, of all that can change a plan.
 
-        It covers the budget, the solver's time and the content of the plan file. Not ``dump``,
-        which changes no plan, ``machine``, which has a key of its own, nor ``inductor``, which
-        Inductor's own cache keys cover. What ``"auto"`` resolves to is not known here.
+        It covers the budget, the kind of costs, the solver's time and the content of the plan file.
+        Not ``dump``, which changes no plan, ``machine``, which has a key of its own, nor
+        ``inductor``, which Inductor's own cache keys cover. What ``"auto"`` resolves to is not
+        known here.
 
         Raises:
             OSError: the plan file cannot be read any more.
@@ -297,6 +303,7 @@ class Settings:
         content = {
             "memory_budget": [self.memory_budget.kind, repr(self.memory_budget.value)],
             "plan": plan,
+            "costs": self.costs,
             "solver_seconds": repr(self.solver_seconds),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -398,6 +405,16 @@ def _read_machine(value: object, source: str) -> Machine | None:
         return Machine.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise SettingError(source, value, f"no readable description ({error})", remedy) from error
+
+
+def _read_costs(value: object, source: str) -> str:
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text not in ("model", "measure"):
+        raise SettingError(
+            source, value, "unknown kind of costs",
+            'give "model", by formulas and the machine\'s description, or "measure"',
+        )  # fmt: skip
+    return str(text)
 
 
 def _read_inductor(value: object, source: str) -> Mapping[str, object]:
