@@ -9,6 +9,11 @@ Example, for ``y = gelu(x) @ w``, gelu(x) recomputed::
 
     joint graph: dg = dy @ w.T; dw = gelu(x).T @ dy; dx = dg * gelu'(x)      at worst dg, gelu(x), x
     here:        dw = gelu(x).T @ dy; dg = dy @ w.T; dx = dg * gelu'(x)      gelu(x), x or dg, x
+
+A weight that is used several times has its gradient summed up. Such a sum runs right behind the
+matmul that it adds, before the next matmul: Inductor makes one library call of the two then, and
+the sum before is gone. Further apart they are two kernels, and Inductor evaluates the sums of all
+uses at the end, with every use's gradient alive until then.
 """
 
 from __future__ import annotations
@@ -28,7 +33,9 @@ def backward_order(problem: Problem) -> tuple[int, ...]:
     """
     own = [i for i, backward in enumerate(problem.is_backward) if backward]
     among = frozenset(own)
-    waits = {i: _makers(problem, i) & among for i in own if _is_last(problem, i)}
+    waits = {
+        i: _makers(problem, i) & among for i in own if _is_last(problem, i) or _sums(problem, i)
+    }
     out: list[int] = []
     done: set[int] = set()
     ready: list[int] = []
@@ -56,6 +63,12 @@ def backward_order(problem: Problem) -> tuple[int, ...]:
 def _makers(problem: Problem, i: int) -> set[int]:
     """Return the ops that make what an op reads."""
     return {problem.values[v].producer for v in problem.ops[i].inputs}
+
+
+def _sums(problem: Problem, i: int) -> bool:
+    """Return whether an op adds a matmul to what was summed up before, in one library call."""
+    op = problem.ops[i]
+    return op.inplace and not problem.fuses[i]
 
 
 def _is_last(problem: Problem, i: int) -> bool:
