@@ -93,7 +93,7 @@ _FULL = Size(
     factors=(1.5, 1.2, 1.0, 0.9),
     ratios=(0.9, 0.7, 0.5, 0.3, 0.1),
     fixed=(STOCK, BLOCK, MATMULS, HALF),
-    methods=(STOCK, BLOCK, HALF, RECUT, torch_budget(0.5), torch_budget(0.1), MATMULS),
+    methods=(STOCK, BLOCK, HALF, RECUT, torch_budget(0.1), torch_budget(0.5)),
     caps=(40 * GIB, 80 * GIB),
     first_batch=8,
     row_seconds=100.0,
@@ -116,7 +116,7 @@ _SMALL = Size(
 # Tiny: the same code on a CPU.
 _TINY = Size(
     "tiny",
-    Shape(2, 64, 128, 2, 2, 32, 128),
+    Shape(1, 32, 64, 2, 2, 32, 64),
     batch=4,
     rounds=2,
     percents=(80,),
@@ -124,7 +124,7 @@ _TINY = Size(
     ratios=(),
     fixed=(STOCK, BLOCK),
     methods=(STOCK, RECUT),
-    caps=(3 * MIB,),
+    caps=(MIB,),
     first_batch=4,
     row_seconds=20.0,
     calibration_scale=0.1,
