@@ -145,9 +145,19 @@ def next_batch(known: Bracket, cap: int, fixed: int, first: int, exact: bool) ->
         most = _GROWTH * max(known.needs)
         guess = math.floor((cap - at(0)) / slope) if slope > 0 else most
         guess = min(guess, most)
-    # Behind what the line says, in steps that soon find a batch that does not fit.
-    guess = max(guess, low + (0 if exact else known.fits // 16))
-    return guess if high is None else min(guess, high - 1)
+    return _between(guess, known)
+
+
+def _between(guess: int, known: Bracket) -> int:
+    """``guess`` where it can tell something; else a step, or the middle, where the line was off."""
+    low, high = known.fits + 1, known.fails
+    if guess == known.fits:
+        return low
+    if guess < low:  # more fits than the line says
+        guess = low + known.fits // 16 if high is None else (low + high - 1) // 2
+    if high is not None and guess >= high:  # less does
+        guess = (low + high - 1) // 2
+    return guess
 
 
 def largest(method: Method, cap: int, probes: Sequence[Probe]) -> Probe | None:
