@@ -77,13 +77,13 @@ class Size:
     calibration_scale: float = 1.0
 
 
-# Full: 682 M parameters, 1.27 GiB in bf16 and as much of gradients. What stock saves for the
+# Full: 748 M parameters, 1.39 GiB in bf16 and as much of gradients. What stock saves for the
 # backward, in bf16 numbers by token and layer: the residual stream twice, query, key, value and
 # attention's result, each of the width, then gate and up, 6 * 2048 + 2 * 5632 = 23.5 k numbers or
 # 47 kB. Over 12 layers and 16 * 4096 tokens that is 34.5 GiB; the logits of 32,000 tokens take
 # 3.9 GiB, and their gradient as much. With the last layers' gradients some 43 GiB at the peak.
-# Shape.flops(16) is 2.9e14: 0.7 s at 400 TFLOP/s.
-# A training step holds weights, gradients and both moments beside it, all in bf16: 5.1 GiB.
+# Shape.flops(16) is 3.1e14: 0.8 s at 400 TFLOP/s.
+# A training step holds weights, gradients and both moments beside it, all in bf16: 5.6 GiB.
 _FULL = Size(
     "full",
     Shape(12, 2048, 5632, 16, 16, 4096, 32_000),

@@ -139,12 +139,12 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr("recut.reports", list)
 
 
-def run(folder, *more):
-    parts = ["--part", "table", "--part", "memory"]
-    return gpu.main([*parts, "--device", "cpu", "--size", "tiny", "--output", str(folder), *more])
+def run(folder, *more, parts=tuple(gpu.PARTS)):
+    asked = [text for part in parts for text in ("--part", part)]
+    return gpu.main([*asked, "--device", "cpu", "--size", "tiny", "--output", str(folder), *more])
 
 
-def lasting(folder):
+def lasting(folder, parts=tuple(gpu.PARTS)):
     """Everything in the records that a second run gives again: not times."""
     fleeting = {"spent", "seconds", "ratio"}
     return {
@@ -152,7 +152,7 @@ def lasting(folder):
             {key: value for key, value in row.items() if key not in fleeting}
             for row in json.loads((folder / f"{name}.json").read_text())["rows"]
         ]
-        for name in gpu.PARTS
+        for name in parts
     }
 
 
@@ -216,16 +216,24 @@ def test_a_contestant_that_runs_out_of_memory_is_a_row(tmp_path, uncompiled, mon
 
 @pytest.mark.slow
 def test_recut_under_inductor_on_a_cpu(tmp_path, monkeypatch):
-    size = replace(TINY, fixed=(STOCK,), percents=(), methods=(RECUT,), caps=(MIB,), first_batch=24)
+    size = replace(TINY, fixed=(STOCK,), percents=())
     monkeypatch.setitem(gpu_setup.SIZES, "tiny", size)
-    assert run(tmp_path) == 0
-    found = lasting(tmp_path)
-    rows = {row["label"]: row for row in found["table"]}
+    assert run(tmp_path, parts=["table"]) == 0
+    rows = {row["label"]: row for row in lasting(tmp_path, ["table"])["table"]}
     assert set(rows) == {STOCK.label, "recut 1.0", "recut floor"}
     for row in rows.values():
         assert row["failure"] is None
         assert row["error"] < 0.05  # two roundings of bf16
     assert rows["recut floor"]["predicted"] == rows["recut floor"]["kernels"]
-    probes = [gpu_memory.probe_of(p) for p in found["memory"]]
-    best = largest(RECUT, MIB, probes)
-    assert best.peak <= MIB < min(p.need for p in probes if p.full and p.batch > best.batch)
+
+
+@pytest.mark.slow
+def test_recut_under_a_cap_on_a_cpu():
+    trainer = gpu_memory.Trainer(gpu_setup.Bench(TINY, CPU))
+    floor = trainer.measure(RECUT, Probe(RECUT.label, 4))
+    assert floor.full
+    assert floor.need < trainer.fixed + MIB
+    done = trainer.measure(RECUT, Probe(RECUT.label, 4, 2 * MIB))
+    assert done.failure is None
+    assert done.predicted <= done.budget == 2 * MIB - done.resident
+    assert done.resident < done.peak < 2 * MIB
