@@ -26,7 +26,7 @@ BLOCK_FACTORS = (1.5, 1.2, 1.0)
 INFEASIBLE = "infeasible"  # the failure that is an answer; every other one is a defect
 FLOOR = 0.01  # a fraction below any floor: recut gives its floor plan and one warning
 
-Kind = Literal["eager", "stock", "block", "torch budget", "recut"]
+Kind = Literal["eager", "stock", "block", "selective", "torch budget", "recut"]
 Progress = Callable[[str], object]
 Caught = TypeVar("Caught", bound=Exception)
 
@@ -36,8 +36,8 @@ class Row:
     """What one contestant was asked and what it did; bytes and seconds, None where unknown.
 
     ``ratio`` and ``seconds`` come from one race with stock; ``predicted_seconds`` is recut's own
-    expectation of the step.  ``error`` is ``measure.max_error`` of the gradients against the
-    model's reference.
+    expectation of the step, ``kernels`` its count of what the generated code holds.  ``error`` is
+    ``measure.max_error`` of the gradients against the model's reference.
     """
 
     label: str
@@ -53,6 +53,7 @@ class Row:
     planning_seconds: float | None = None
     floor: int | None = None
     failure: str | None = None
+    kernels: int | None = None
 
     @property
     def within(self) -> bool | None:
@@ -75,7 +76,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A compiled contestant that waits for its race."""
 
     row: Row
@@ -91,13 +92,13 @@ def run_model(spec: ModelSpec, rounds: int, progress: Progress = lambda _: None)
     measure.prepare()
     eager, inputs = spec.make(False)
     progress("eager")
-    eager_entry, eager_grads = _take(Row("eager", "eager"), eager, inputs, None)
+    eager_entry, eager_grads = take(Row("eager", "eager"), eager, inputs, None)
     progress("stock")
     model = measure.compile_stock(spec.make(False)[0])
     with measure.partition_seconds() as partition:
-        _seeded(model, inputs)
+        seeded(model, inputs)
     reference = None if spec.random else eager_grads
-    stock, stock_grads = _take(Row("stock Inductor", "stock"), model, inputs, reference)
+    stock, stock_grads = take(Row("stock Inductor", "stock"), model, inputs, reference)
     reference = stock_grads if spec.random else eager_grads
 
     contest = partial(_contest, spec, inputs, reference, stock, rounds, progress)
@@ -126,13 +127,13 @@ def _recut_asks(stock: Row, block: Row) -> list[Row]:
     """The budgets to ask recut for, as rows that wait for their measurements."""
     rows = [Row("recut 1.0", "recut")]
     if stock.measured:
-        rows += [_ask(f"recut {p} % of stock", stock.measured * p // 100) for p in PERCENTS]
+        rows += [ask(f"recut {p} % of stock", stock.measured * p // 100) for p in PERCENTS]
     if block.measured:
-        rows += [_ask(f"recut {f} x per block", int(block.measured * f)) for f in BLOCK_FACTORS]
+        rows += [ask(f"recut {f} x per block", int(block.measured * f)) for f in BLOCK_FACTORS]
     return [*rows, Row("recut floor", "recut")]
 
 
-def _ask(label: str, asked: int) -> Row:
+def ask(label: str, asked: int) -> Row:
     return Row(label, "recut", asked=asked)
 
 
@@ -140,11 +141,11 @@ def _contest(
     spec: ModelSpec,
     inputs: tuple[Tensor, ...],
     reference: dict[str, Tensor],
-    stock: _Entry,
+    stock: Entry,
     rounds: int,
     progress: Progress,
     rows: list[Row],
-    others: list[_Entry],
+    others: list[Entry],
 ) -> list[Row]:
     """Compile ``rows``' contestants, measure each alone, then race all of them with stock."""
     entries = list(others)
@@ -168,41 +169,50 @@ def _contest(
 
 def _enter(
     spec: ModelSpec, row: Row, inputs: tuple[Tensor, ...], reference: dict[str, Tensor]
-) -> _Entry:
+) -> Entry:
     """Compile one contestant; a budget that cannot be met gives a row that says so."""
     model = spec.make(row.kind == "block")[0]
     if row.kind == "torch budget":
         compiled = measure.compile_budget(model, float(row.label.split()[-1]))
     elif row.kind == "recut":
-        return _enter_recut(model, row, inputs, reference)
+        return enter_recut(row, measure.compile_recut(model, budget_of(row)), inputs, reference)
     else:
         compiled = measure.compile_stock(model)
-    return _take(row, compiled, inputs, reference)[0]
+    return take(row, compiled, inputs, reference)[0]
 
 
-def _enter_recut(
-    model: nn.Module, row: Row, inputs: tuple[Tensor, ...], reference: dict[str, Tensor]
-) -> _Entry:
+def budget_of(row: Row) -> int | float:
+    """What to ask recut for: bytes, or the fraction that the label means."""
+    if row.asked is not None:
+        return row.asked
+    return FLOOR if row.label == "recut floor" else 1.0
+
+
+def enter_recut(
+    row: Row, compiled: nn.Module, inputs: tuple[Tensor, ...], reference: dict[str, Tensor] | None
+) -> Entry:
+    """Run what recut compiles; a budget that cannot be met gives a row that says so."""
     import recut
 
-    fraction = FLOOR if row.label == "recut floor" else 1.0
-    compiled = measure.compile_recut(model, fraction if row.asked is None else row.asked)
     recut.clear_reports()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the floor's warning is expected: it is a row of its own
-            _seeded(compiled, inputs)
+            warnings.simplefilter("ignore")  # the floor's is expected: it is a row of its own
+            seeded(compiled, inputs)
     except Exception as error:  # dynamo wraps whatever a backend raises in a class of its own
-        infeasible = infeasible_cause(error)
-        if infeasible is None:
-            return _Entry(replace(row, failure=_first_line(error)), None)
-        return _Entry(replace(row, failure=INFEASIBLE, floor=floor_of(infeasible)), None)
-    return _take(_predicted(row, recut.reports()), compiled, inputs, reference)[0]
+        return Entry(failed(row, error), None)
+    return take(predicted(row, recut.reports()), compiled, inputs, reference)[0]
 
 
-def _predicted(row: Row, reports: list[Any]) -> Row:
+def failed(row: Row, error: Exception) -> Row:
+    """``row`` with why it has no measurements, and the floor where the error names it."""
+    infeasible = infeasible_cause(error)
+    if infeasible is None:
+        return replace(row, failure=first_line(error))
+    return replace(row, failure=INFEASIBLE, floor=floor_of(infeasible))
+
+
+def predicted(row: Row, reports: list[Any]) -> Row:
     """``row`` with what recut promised; the models compile to one graph, so to one report."""
     if len(reports) != 1:
         raise RuntimeError(f"{row.label}: expected one compiled graph, got {len(reports)}")
@@ -216,23 +226,24 @@ def _predicted(row: Row, reports: list[Any]) -> Row:
         predicted_seconds=report.step_seconds + report.added_seconds,
         planning_seconds=report.planning_seconds,
         floor=report.floor,
+        kernels=report.scheduled_peak,
     )
 
 
-def _take(
+def take(
     row: Row, model: nn.Module, inputs: tuple[Tensor, ...], reference: dict[str, Tensor] | None
-) -> tuple[_Entry, dict[str, Tensor]]:
+) -> tuple[Entry, dict[str, Tensor]]:
     """Warm up, then take gradients and the peak; returns the entry for the race as well."""
     run = partial(measure.step, model, inputs)
     measure.warm_up({row.label: run})
-    _seeded(model, inputs)
+    seeded(model, inputs)
     gradients = measure.grads(model)
     error = None if reference is None else measure.max_error(gradients, reference)
     row = replace(row, measured=measure.peak_bytes(model, inputs), error=error)
-    return _Entry(row, run), gradients
+    return Entry(row, run), gradients
 
 
-def _seeded(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def seeded(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     torch.manual_seed(SEED)
     measure.step(model, inputs)
 
@@ -263,8 +274,9 @@ def floor_of(error: Exception) -> int | None:
     return getattr(error, "floor", None)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The class and the first line of the error behind ``error``, past dynamo's own ones."""
     if type(error).__module__.startswith("torch._dynamo") and (inner := _inner(error)):
-        return _first_line(inner)
+        return first_line(inner)
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"

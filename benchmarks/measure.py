@@ -7,6 +7,7 @@ contestants compiled beforehand, in one process, alternating, compared by ratios
 from __future__ import annotations
 
 import gc
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,13 +45,23 @@ def peak_bytes(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     The model must have been warmed up: compilation allocates too.
     """
     model.zero_grad(set_to_none=True)
+    return peak_of(lambda: step(model, inputs), inputs[0].device)
+
+
+def peak_of(run: Callable[[], object], device: torch.device) -> int:
+    """The most bytes on ``device`` that ``run`` holds at once on top of what was alive before it.
+
+    ``run`` must be warmed up, and must free nothing that was made before it.
+    """
     gc.collect()
-    if inputs[0].is_cuda:
-        return _peak_cuda(model, inputs)
+    return _peak_cuda(run, device) if device.type == "cuda" else _peak_cpu(run)
+
+
+def _peak_cpu(run: Callable[[], object]) -> int:
     # One cycle has nothing to accumulate, but torch before 2.13 warns where it is not asked to.
     cpu = [ProfilerActivity.CPU]
     with profile(activities=cpu, profile_memory=True, acc_events=True) as prof:
-        step(model, inputs)
+        run()
     events = [
         event
         for event in prof.profiler.kineto_results.events()
@@ -63,12 +74,11 @@ def peak_bytes(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     return peak
 
 
-def _peak_cuda(model: nn.Module, inputs: Sequence[Tensor]) -> int:
-    device = inputs[0].device
+def _peak_cuda(run: Callable[[], object], device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    step(model, inputs)
+    run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 
@@ -88,11 +98,13 @@ def race(
     contestants: Mapping[str, Callable[[], object]],
     rounds: int,
     on_round: Callable[[int], object] | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Times]:
     """Time compiled contestants side by side: ``rounds`` rounds, each running every one once.
 
     Each round starts with another contestant, so that none always follows the same neighbour's
-    cache contents.  Ratios are to the first of ``contestants``.
+    cache contents.  Ratios are to the first of ``contestants``.  A GPU as ``device`` times them by
+    its own events.
     """
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -103,7 +115,7 @@ def race(
         for index in range(rounds):
             start = index % len(names)
             for name in names[start:] + names[:start]:
-                seconds[name].append(_timed(contestants[name]))
+                seconds[name].append(seconds_of(contestants[name], device))
             gc.collect()
             if on_round:
                 on_round(index)
@@ -117,12 +129,25 @@ def race(
     }
 
 
-def _timed(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[], object], device: torch.device | None = None) -> float:
+    """How long ``run`` takes: by the events of a GPU if ``device`` is one, else by the clock."""
+    if device is not None and device.type == "cuda":
+        return _seconds_by_events(run, device)
     _synchronize()
     start = time.perf_counter()
     run()
     _synchronize()
     return time.perf_counter() - start
+
+
+def _seconds_by_events(run: Callable[[], object], device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize(device)
+    return float(start.elapsed_time(end)) / 1e3
 
 
 def _synchronize() -> None:
@@ -153,20 +178,39 @@ def compile_budget(model: nn.Module, ratio: float) -> nn.Module:
     return _Budgeted(_compile(model), ratio)
 
 
-def compile_recut(model: nn.Module, budget: str | int | float) -> nn.Module:
-    """``model`` under recut at ``budget`` (bytes as an int, a fraction, or text with a unit)."""
+def compile_recut(model: nn.Module, budget: str | int | float, **options: object) -> nn.Module:
+    """``model`` under recut at ``budget`` (bytes as an int, a fraction, or text with a unit).
+
+    ``options`` are recut's others.
+    """
     import recut
 
-    return _compile(model, backend=recut.ckpt_backend, options={"memory_budget": budget})
+    options |= {"memory_budget": budget}
+    return _compile(model, backend=recut.ckpt_backend, options=options)
 
 
 def _compile(model: nn.Module, **kwargs: Any) -> nn.Module:
-    # isolate_recompiles: two torch.compile calls with equal backends otherwise share cache entries
-    # across instances of one class, and stock's code would run under another contestant's name.
-    compiled: nn.Module = torch.compile(
-        model, fullgraph=True, dynamic=False, isolate_recompiles=True, **kwargs
-    )
+    """Compile without sharing code with any other call.
+
+    Two torch.compile calls with equal backends otherwise share cache entries across instances of
+    one class, and stock's code would run under another contestant's name.
+    """
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        kwargs["isolate_recompiles"] = True
+    else:  # torch before 2.13: a backend that equals no other one does the same
+        kwargs["backend"] = _unequalled(kwargs.get("backend", "inductor"))
+    compiled: nn.Module = torch.compile(model, fullgraph=True, dynamic=False, **kwargs)
     return compiled
+
+
+def _unequalled(backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    """A backend that does what ``backend`` does and is equal to itself only."""
+    found = torch._dynamo.lookup_backend(backend)
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        return found(*args, **kwargs)
+
+    return own
 
 
 class _Budgeted(nn.Module):

@@ -157,7 +157,7 @@ def _section(document: dict[str, Any]) -> list[str]:
         f"torch's own partitioner: {document['partition_seconds']:.2f} s on this graph"
         + (f", recut: {min(planning):.2f} to {max(planning):.2f} s." if planning else ".")
     )
-    summary += _times(rows)
+    summary += times(rows)
     origin = (
         f"{measured['date']}, torch {measured['torch']}, Python {measured['python']}, "
         f"{measured['device']}: `{measured['command']}`"
@@ -168,7 +168,7 @@ def _section(document: dict[str, Any]) -> list[str]:
     return [title, summary, "\n".join(lines), origin]
 
 
-def _times(rows: list[Row]) -> str:
+def times(rows: list[Row]) -> str:
     """How well recut predicted the step times of its plans, in words."""
     timed = [
         (r.predicted_seconds, r.seconds, r.ratio)

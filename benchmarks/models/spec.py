@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    create_selective_checkpoint_contexts,
+)
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 Made = tuple[nn.Module, tuple[Tensor, ...]]
+# Whole blocks or not, or selectively: keep attention and all matmuls, or every second matmul.
+Checkpoint = bool | Literal["matmuls", "half"]
+
+_ATEN = torch.ops.aten
+_MATMULS = (_ATEN.mm.default, _ATEN.addmm.default, _ATEN.bmm.default)
+_ATTENTION = (
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class Blocks(nn.Module):
     What is given beside the first input goes to every block.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module], checkpoint: bool) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], checkpoint: Checkpoint) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.checkpoint = checkpoint
@@ -44,6 +63,33 @@ class Blocks(nn.Module):
         return x
 
 
-def run_block(block: Callable[..., Tensor], checkpoint: bool, *inputs: Tensor) -> Tensor:
+def run_block(block: Callable[..., Tensor], checkpoint: Checkpoint, *inputs: Tensor) -> Tensor:
     """``block(*inputs)``, under ``torch.utils.checkpoint`` when asked."""
-    return torch_checkpoint(block, *inputs, use_reentrant=False) if checkpoint else block(*inputs)
+    if not checkpoint:
+        return block(*inputs)
+    if checkpoint is True:
+        return torch_checkpoint(block, *inputs, use_reentrant=False)
+    contexts = _keep_matmuls if checkpoint == "matmuls" else _keep_half
+    return torch_checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _keep_matmuls() -> Any:
+    """The contexts of a block that keeps what its matmuls and its attention give."""
+    return create_selective_checkpoint_contexts([*_MATMULS, *_ATTENTION])
+
+
+def _keep_half() -> Any:
+    """The contexts of a block that keeps attention and every second matmul, as trainers do."""
+    seen: Counter[bool] = Counter()
+
+    def policy(
+        context: SelectiveCheckpointContext, op: Any, *_args: Any, **_kwargs: Any
+    ) -> CheckpointPolicy:
+        if op in _MATMULS:
+            seen[context.is_recompute] += 1
+        odd = seen[context.is_recompute] % 2 == 1
+        if op in _ATTENTION or (op in _MATMULS and odd):
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)

@@ -1,0 +1,149 @@
+"""The table at one batch size: each contestant compiled, measured alone, and raced with stock.
+
+Stock stays compiled as long as the process runs; everyone else is dropped after its race, so two
+contestants at a time have to fit.  A row is complete when it is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks import contest, measure
+from benchmarks.contest import Row
+from benchmarks.gpu_setup import (
+    BLOCK,
+    RECUT,
+    STOCK,
+    Bench,
+    Method,
+    Size,
+    Tell,
+    torch_budget,
+)
+from benchmarks.resume import Clock, Record
+
+# Measured first, so that a run that is stopped early has the ends of every scale.
+_FIRST = (STOCK.label, BLOCK.label, "recut 1.0", "recut 50 % of stock", "recut 1.0 x per block")
+
+
+def row_of(stored: Mapping[str, Any]) -> Row:
+    """The row behind its stored form, which also says how long it took."""
+    return Row(**{key: value for key, value in stored.items() if key != "spent"})
+
+
+def contestants(size: Size, done: Sequence[Row]) -> list[Row]:
+    """Every row of the table in its order, measured or waiting, as far as peaks are known."""
+    known = {row.label: row for row in done}
+    rows = [Row(m.label, m.kind) for m in _methods(size)]
+    rows.append(Row("recut 1.0", "recut"))
+    for label, per_cents, text in (
+        (STOCK.label, size.percents, "recut {} % of stock"),
+        (BLOCK.label, [round(100 * f) for f in size.factors], "recut {} x per block"),
+    ):
+        peak = known[label].measured if label in known else None
+        for share in per_cents:
+            name = text.format(share if label == STOCK.label else share / 100)
+            if peak is not None:
+                rows.append(contest.ask(name, peak * share // 100))
+    rows.append(Row("recut floor", "recut"))
+    return [known.get(row.label, row) for row in rows]
+
+
+def _methods(size: Size) -> list[Method]:
+    return [*size.fixed, *map(torch_budget, size.ratios)]
+
+
+def waiting(size: Size, done: Sequence[Row]) -> list[Row]:
+    """What is still to be measured, the most telling first."""
+    labels = {row.label for row in done}
+    rows = [row for row in contestants(size, done) if row.label not in labels]
+    last = len(_FIRST)
+    return sorted(rows, key=lambda r: _FIRST.index(r.label) if r.label in _FIRST else last)
+
+
+def run(bench: Bench, record: Record, clock: Clock, tell: Tell) -> bool:
+    """Measure what is missing of the table; returns whether all of it is there."""
+    table = _Table(bench)
+    while rows := waiting(bench.size, done := [row_of(stored) for stored in record.rows]):
+        row = rows[0]
+        expected = record.longest or bench.size.row_seconds
+        if done and not table.started:
+            expected += record.rows[0]["spent"]  # stock's, which every run compiles for itself
+        if not clock.allows(expected):
+            return False
+        tell(row.label, len(rows))
+        start = time.monotonic()
+        measured = table.measure(row)
+        record.add({**asdict(measured), "spent": time.monotonic() - start})
+    return True
+
+
+@dataclass(frozen=True)
+class _Stock:
+    """Stock, compiled, and the gradients that the others are compared with."""
+
+    entry: contest.Entry
+    reference: dict[str, Tensor] | None
+
+
+class _Table:
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.inputs = bench.inputs(bench.size.batch)
+        self.methods = {method.label: method for method in _methods(bench.size)}
+        self.started = False
+
+    @cached_property
+    def stock(self) -> _Stock:
+        self.started = True
+        measure.prepare()
+        row = Row(STOCK.label, STOCK.kind)
+        try:
+            model = self.bench.compiled(STOCK)
+            entry, reference = contest.take(row, model, self.inputs, None)
+            # Atomic additions in a backward kernel differ from run to run: stock against itself.
+            contest.seeded(model, self.inputs)
+            error = measure.max_error(measure.grads(model), reference)
+        except Exception as failure:  # the others are still worth measuring
+            failed = contest.failed(row, failure)
+        else:
+            return _Stock(replace(entry, row=replace(entry.row, error=error)), reference)
+        self.bench.release()
+        return _Stock(contest.Entry(failed, None), None)
+
+    def measure(self, row: Row) -> Row:
+        """``row`` with its measurements, or with why there are none."""
+        stock = self.stock
+        entry = stock.entry if row.label == STOCK.label else self._enter(row)
+        done = self._raced(entry) if entry.run else entry.row
+        del entry
+        self.bench.base.zero_grad(set_to_none=True)
+        self.bench.release()
+        return done
+
+    def _enter(self, row: Row) -> contest.Entry:
+        try:
+            if row.kind == "recut":
+                model = self.bench.compiled(RECUT, contest.budget_of(row))
+                return contest.enter_recut(row, model, self.inputs, self.stock.reference)
+            model = self.bench.compiled(self.methods[row.label])
+            return contest.take(row, model, self.inputs, self.stock.reference)[0]
+        except Exception as failure:  # one contestant's failure is its row
+            return contest.Entry(contest.failed(row, failure), None)
+
+    def _raced(self, entry: contest.Entry) -> Row:
+        """The row of ``entry`` with its times, beside stock's where that runs."""
+        racers = {e.row.label: e.run for e in (self.stock.entry, entry) if e.run}
+        try:
+            times = measure.race(racers, self.bench.size.rounds, device=self.bench.device)
+        except Exception as failure:
+            return contest.failed(entry.row, failure)
+        mine = times[entry.row.label]
+        beside = self.stock.entry.row.label in times
+        return replace(entry.row, seconds=mine.median, ratio=mine.ratio if beside else None)
