@@ -32,6 +32,7 @@ class GraphReport:
         attempts: how often the graph was planned until its kernels held the budget.
         gap_seconds: how much of the recomputation no proof says that every plan under the budget
             needs, seconds; the best plan there is may save that much, and no more.
+        machine: the description of the machine that set the prices, and where it is from.
     """
 
     budget: int
@@ -47,6 +48,7 @@ class GraphReport:
     scheduled_peak: int | None = None
     attempts: int = 1
     gap_seconds: float = 0.0
+    machine: str = ""
 
     def line(self) -> str:
         """Return the log line."""
