@@ -89,13 +89,23 @@ def examine(target: Target, steps: int, full: bool = False) -> Outcome | str:
         stack.enter_context(_as_started(target))
         if problem := target.missing():
             return problem
-        # A graph from a cache was not planned here, so nothing would be known of it. Kernels that
-        # were compiled before are still found by their source.
-        stack.enter_context(_torch.functorch_config.patch(enable_autograd_cache=False))
-        stack.enter_context(_torch.inductor_config.patch(fx_graph_cache=False))
+        stack.enter_context(graphs_uncached())
         stack.enter_context(watching(probe))
         ending = _ending(target)
     return Outcome(tuple(probe.figures()), ending)
+
+
+@contextmanager
+def graphs_uncached() -> Iterator[None]:
+    """Have each graph planned and generated: of one from a cache nothing would be known.
+
+    Kernels that were compiled before are still found by their source.
+    """
+    with (
+        _torch.functorch_config.patch(enable_autograd_cache=False),
+        _torch.inductor_config.patch(fx_graph_cache=False),
+    ):
+        yield
 
 
 @contextmanager
