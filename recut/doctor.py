@@ -276,7 +276,9 @@ def _on_time(found: Finding) -> str:
             f"{off}; the prices are those that `recut calibrate` measured, {found.machine}: "
             "was the machine idle then, and is it now?"
         )
-    return f"{off}, by the prices of {found.machine}: run `recut calibrate`"
+    return (
+        f"{off}, by the prices of {found.machine}: run `recut calibrate`, with nothing else running"
+    )
 
 
 def _too_few(steps: int) -> str:

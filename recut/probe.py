@@ -57,9 +57,11 @@ class _Clock:
 class _ProfiledPeak:
     """Follows what calls allocate on a CPU by the profiler's memory events.
 
-    By address, since a call also frees what others have allocated, and that is not its own. The
-    profiler runs within one call at a time: autograd restores the thread's state behind each of its
-    nodes, so a profiler that was started outside of a backward cannot be stopped within.
+    By address, since a call also frees what others have allocated, and that is not its own (the
+    profiler may warn once that it has not seen where such memory was allocated).
+
+    The profiler runs within one call at a time: autograd restores the thread's state behind each of
+    its nodes, so a profiler that was started outside of a backward cannot be stopped within.
     """
 
     def __init__(self) -> None:
@@ -222,7 +224,8 @@ class Probe:
                 raise Enough
             self._between = False
             self._step += 1
-        graph.called(self._step)
+        if self._step:  # there is none where a checkpoint runs every forward inside of a backward
+            graph.called(self._step)
         # A forward whose backward has not come by now was not for training, or is one of several.
         graph.meter = graph.next_meter(_gpu_of(inputs))
         return graph.meter.run(call, inputs)
