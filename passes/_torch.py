@@ -44,6 +44,11 @@ from torch._functorch.partitioners import (
 # Common subexpression elimination on FX graphs, as the stock partitioner calls it. Since 2.0.
 from torch._functorch.compile_utils import fx_graph_cse  # isort: skip
 
+# Whether a backward runs (the id of its graph task, -1 outside of one; since 1.13), and whether a
+# profiler is on in this thread (since 1.5).
+from torch._C import _current_graph_task_id as current_graph_task_id  # isort: skip
+from torch._C._autograd import _profiler_enabled as profiler_enabled  # isort: skip
+
 # The errors of a backend that Dynamo passes on as they are. Since 2.7.
 from torch._dynamo.exc import ShortenTraceback  # isort: skip
 
@@ -157,6 +162,7 @@ __all__ = [
     "assign_memory_planning_info",
     "cleanup_recompute_tags",
     "compute_memory_timeline",
+    "current_graph_task_id",
     "default_partition",
     "disable_current_modes",
     "extract_fwd_bwd_modules",
@@ -177,6 +183,7 @@ __all__ = [
     "must_be_in_backward",
     "must_recompute",
     "optimization_hint",
+    "profiler_enabled",
     "run_and_save_rng_state",
     "run_with_rng_state",
     "sdpa_backward_flop_count",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from recut.passes import _torch
@@ -110,6 +111,7 @@ def run_one_by_one(nodes: Sequence[Any]) -> None:
 
 
 Listener = Callable[[Observation], None]
+Built = Callable[[str, bool, Any], None]
 
 
 class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ignore]
@@ -190,13 +192,27 @@ def promise(module: Any, expectation: Expectation) -> None:
     module.meta[_META] = expectation
 
 
-def wrap_inner_compile(inner: Callable[..., Any], listener: Listener) -> Callable[..., Any]:
+def call_through(code: Any, around: Callable[[Callable[[Any], Any], Any], Any]) -> None:
+    """Have every call of compiled code made by ``around(call, inputs)``.
+
+    Args:
+        code: what Inductor compiled of a planned graph.
+        around: gets the code's own function and its list of inputs, and returns what that returns.
+            It must not keep the inputs: the code empties the list to free them early.
+    """
+    code.current_callable = partial(around, code.current_callable)
+
+
+def wrap_inner_compile(
+    inner: Callable[..., Any], listener: Listener, built: Built
+) -> Callable[..., Any]:
     """Return Inductor's inner compiler that keeps planned graphs to their order.
 
     Args:
         inner: ``compile_fx_inner``.
         listener: told what the kernels of each planned graph hold; what it raises ends the
             compilation before any compiler has run on the graph's kernels.
+        built: given the digest of each planned graph, whether it is the backward, and its code.
     """
     planned_patches: dict[str, Any] = {
         # The plan's order is the order, and Inductor's estimate counts what stays inside a kernel.
@@ -217,6 +233,10 @@ def wrap_inner_compile(inner: Callable[..., Any], listener: Listener) -> Callabl
             _torch.V.set_choices_handler(PlannedOrderChoices()),
             _torch.inductor_config.patch(patches),
         ):
-            return inner(gm, example_inputs, **kwargs)
+            code = inner(gm, example_inputs, **kwargs)
+        # A graph without a single call is returned as a plain function.
+        if hasattr(code, "current_callable"):
+            built(promised.digest, bool(kwargs.get("is_backward")), code)
+        return code
 
     return compile_in_order

@@ -61,8 +61,12 @@ def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return _columns(images, weight, groups)
     plain, padded = nbytes(weight), _blocked_weight(weight, groups)
-    if groups > 1 and weight.shape[1] == 1 and (not backward or max(map(hint, kernel)) <= 3):
-        padded = plain  # depthwise: a kernel of its own, backwards only for small windows
+    if groups > 1 and weight.shape[1] == 1:  # depthwise: kernels of their own
+        if not backward or max(map(hint, kernel)) <= 3:
+            padded = plain
+        elif not channels_last and not any(map(_is_channels_last, (*images, weight))):
+            # Backwards, large windows have one for contiguous images, which sums by threads.
+            padded = 5 * _blocked_bytes(weight.transpose(0, 1))
     if channels_last and weight.dim() == 4:
         weights = plain + padded + (_SCRATCHPAD if backward else 0)
         if weight.dtype is torch.float32:
@@ -118,10 +122,16 @@ def _value(argument: Any) -> Any:
     return argument.meta.get("val") if isinstance(argument, fx.Node) else argument
 
 
+def _is_channels_last(t: torch.Tensor) -> bool:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim())
+    if last is None or t.is_contiguous():
+        return False
+    return hint(t.shape[1]) > 1 and t.is_contiguous(memory_format=last)
+
+
 def _blocked_bytes(t: torch.Tensor) -> int:
     """Return the bytes of a contiguous image's copy in a layout with channels in blocks."""
     channels = hint(t.shape[1])
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim())
-    if last is not None and channels > 1 and t.is_contiguous(memory_format=last):
+    if _is_channels_last(t):
         return 0
     return nbytes(t) // max(channels, 1) * _round_up(channels)

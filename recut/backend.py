@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from recut.passes.fusion import inductor_patches, wrap_inner_compile
 from recut.passes.prices import declared_key
 from recut.passes.scheduled import Observation
 from recut.pipeline import Experience, Partitioned, partition_under
+from recut.report import GraphReport
 from recut.settings import Settings
 
 log = logging.getLogger("recut")
@@ -42,6 +44,22 @@ def _sources_digest() -> str:
 _ATTEMPTS = 6
 
 
+# Told of each accepted training graph: its report, and the code of its forward and backward.
+Watcher = Callable[[GraphReport, Any, Any], None]
+_watcher: Watcher | None = None
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Tell ``watcher`` of each training graph that is compiled inside the block, in any thread."""
+    global _watcher  # noqa: PLW0603 - a script that is watched brings its own torch.compile calls
+    before, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = before
+
+
 class OverBudget(Exception):  # noqa: N818 - an answer, not a failure
     """Ends the compilation of a graph whose kernels exceed the budget; never reaches a user."""
 
@@ -58,6 +76,7 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         self.experience: dict[str, Experience] = {}
         self.current: dict[str, Partitioned] = {}
         self.seen: dict[str, int] = {}  # the highest peak of the current attempt's kernels
+        self.code: dict[tuple[str, bool], Any] = {}  # the current attempt's, by digest and part
         self.refused: Observation | None = None
 
     def __deepcopy__(self, _memo: object) -> Partitioner:
@@ -96,6 +115,10 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
             self.refused = seen
             raise OverBudget(f"kernels hold {seen.peak} of {seen.limit} bytes")
 
+    def keep(self, digest: str, is_backward: bool, code: Any) -> None:
+        """Keep the code of a planned graph until the attempt is accepted or dropped."""
+        self.code[digest, is_backward] = code
+
     def learn(self, last: bool) -> bool:
         """Prepare the next attempt by what the one before has shown; False if it showed nothing.
 
@@ -124,12 +147,19 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         )
         self.current.clear()
         self.seen.clear()
+        self.code.clear()
         return True
 
     def announce(self, attempts: int) -> None:
         """Report the accepted partitions."""
         for digest, result in self.current.items():
-            result.announce(self.seen.get(digest), attempts)
+            report = result.announce(self.seen.get(digest), attempts)
+            parts = [
+                self.code[key] for key in ((digest, False), (digest, True)) if key in self.code
+            ]
+            if _watcher is not None and report is not None and len(parts) == 2:
+                _watcher(report, *parts)
+        self.code.clear()
 
     def uuid(self) -> object:
         """Return what the compile caches key a plan on: sources, settings and machine.
@@ -213,7 +243,9 @@ def _compile(
                 compiled: Any = compile_fx(
                     gm,
                     list(example_inputs),
-                    inner_compile=wrap_inner_compile(compile_fx_inner, partitioner.listen),
+                    inner_compile=wrap_inner_compile(
+                        compile_fx_inner, partitioner.listen, partitioner.keep
+                    ),
                     config_patches=patches,
                 )
         except Exception:

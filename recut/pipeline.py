@@ -133,15 +133,17 @@ class Partitioned:
     is_floor: bool = False
     dump: Callable[[], None] | None = None
 
-    def announce(self, scheduled_peak: int | None = None, attempts: int = 1) -> None:
+    def announce(self, scheduled_peak: int | None = None, attempts: int = 1) -> GraphReport | None:
         """Warn, report and dump what there is to say about an accepted partition.
+
+        Returns the report as it was recorded; None where there was nothing to plan.
 
         Args:
             scheduled_peak: the most bytes that Inductor's kernels hold, where it is known.
             attempts: how often the graph was planned.
         """
         if self.report is None:
-            return
+            return None
         report = replace(self.report, scheduled_peak=scheduled_peak, attempts=attempts)
         floor = max(report.peak, scheduled_peak or 0)
         if _is_all(report.asked) and report.planner == "min-cut":
@@ -157,6 +159,7 @@ class Partitioned:
         record(report)
         if self.dump is not None:
             self.dump()
+        return report
 
 
 def partition_under(
@@ -250,6 +253,7 @@ def _partition_under(
         asked=settings.memory_budget,
         bases=_bases(captured),
         unpriced=_unpriced(captured),
+        machine=f"{machine.name} ({machine.source or 'of the settings'})",
     )
     dump = None
     if settings.dump is not None:

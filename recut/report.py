@@ -35,6 +35,7 @@ class GraphReport:
             needs, seconds; the best plan there is may save that much, and no more.
         bases: how many ops have a price that was declared, measured or modelled, or none (unknown).
         unpriced: what is never recomputed, because nobody knows its cost.
+        machine: the description of the machine that set the prices, and where it is from.
     """
 
     budget: int
@@ -52,6 +53,7 @@ class GraphReport:
     gap_seconds: float = 0.0
     bases: Mapping[str, int] = field(default_factory=dict)
     unpriced: tuple[str, ...] = ()
+    machine: str = ""
 
     def line(self) -> str:
         """Return the log line."""
