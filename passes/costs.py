@@ -183,6 +183,8 @@ def flops_of(node: fx.Node) -> int:
     op = packet(node)
     formula = OWN_FLOPS.get(op)
     args, kwargs = concrete_arguments(node)
+    if "attention" in _name(op):
+        args = _ungrouped(args)
     if formula is not None:
         flops = formula(*[a.shape if isinstance(a, torch.Tensor) else a for a in args])
     elif op in _torch.flop_registry:
@@ -192,6 +194,23 @@ def flops_of(node: fx.Node) -> int:
         return 0
     # The formulas count what a causal mask hides, and kernels skip it.
     return flops // 2 if _is_causal(node) else flops
+
+
+def _ungrouped(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return attention's arguments with a key and a value for each head of the query.
+
+    torch's formulas refuse those that several heads share (grouped-query attention).
+    """
+
+    def wide(a: Any) -> Any:
+        if not isinstance(a, torch.Tensor) or a.dim() != 4 or a.shape[1] == heads:
+            return a
+        return a.new_empty((a.shape[0], heads, *a.shape[2:]), device="meta")
+
+    heads = max(
+        (a.shape[1] for a in args if isinstance(a, torch.Tensor) and a.dim() == 4), default=0
+    )
+    return tuple(map(wide, args))
 
 
 def _is_causal(node: fx.Node) -> bool:

@@ -18,6 +18,9 @@ from recut.passes.rules import is_random
 
 aten = torch.ops.aten
 
+# Where the left operand stands among a matmul's arguments.
+_MATMULS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
+
 # What oneDNN takes beside copies: at most 22 KiB were measured of narrow convolutions.
 _SCRATCHPAD = 32 * 1024
 # Channels in a block of oneDNN's layouts.
@@ -38,9 +41,30 @@ def workspace_of(node: fx.Node, channels_last: bool) -> int:
     made = tensors(node.meta.get("val"))
     if op in OWN_FLOPS:
         return _attention_workspace(node)
+    if op in _MATMULS:
+        return _matmul_workspace(node, _MATMULS[op])
     if op in (aten.convolution, aten.convolution_backward):
         return _convolution_workspace(node, channels_last) if made[0].device.type == "cpu" else 0
     return sum(map(nbytes, made)) if is_random(node) else 0
+
+
+def _matmul_workspace(node: fx.Node, first: int) -> int:
+    """Return what oneDNN's matmuls of half precision take for each thread, at most.
+
+    Blocks of the operands in the processor's tiles, of a transposed left operand copies on top, and
+    partial sums where the dimension that is summed over is long. Single precision takes none.
+    """
+    left, right = (_value(a) for a in node.args[first : first + 2])
+    if left.device.type != "cpu" or left.dtype not in (torch.bfloat16, torch.float16):
+        return 0
+    rows, inner, columns = (hint(s) for s in (*left.shape[-2:], right.shape[-1]))
+    operands = 2 * (rows + columns) * inner + 4 * rows * columns
+    each = 16 * 1024 + min(operands, 184 * 1024)
+    if left.stride(-1) != 1:
+        each += int(2.5 * min(rows, 512) * min(inner, 1024))
+    if inner > 2048:
+        each += min(4 * rows * columns, 3 * 2**19)
+    return torch.get_num_threads() * each
 
 
 def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:

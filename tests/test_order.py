@@ -47,6 +47,18 @@ def test_what_another_op_reads_keeps_its_place():
     assert names(net.problem((), (dw, total))) == ["dy", "dg", "dw", "total"]
 
 
+def test_a_sum_of_gradients_runs_right_behind_the_matmul_that_it_adds():
+    net = Net()
+    tangent = net.input("tangent")
+    (dw,) = net.op("dw", (tangent,), 100, **BACKWARD)
+    (dw2,) = net.op("dw2", (tangent,), 100, **BACKWARD)
+    (dx,) = net.op("dx", (tangent,), 100, **BACKWARD)
+    (dh,) = net.op("dh", (dx,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (total,) = net.op("sum", (dw, dw2), 100, kind=Kind.OTHER, inplace=True, **BACKWARD)
+    (dy,) = net.op("dy", (dh,), 100, **BACKWARD)
+    assert names(net.problem((), (total, dy))) == ["dw", "dw2", "sum", "dx", "dh", "dy"]
+
+
 def test_a_weight_gradient_does_not_divide_ops_that_fuse():
     net = Net()
     tangent = net.input("tangent")
