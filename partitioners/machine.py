@@ -15,7 +15,13 @@ from typing import Any
 VERSION = 1
 
 # Families of library calls that do not reach a matmul's rate.
-FAMILIES = ("attention", "attention backward", "convolution", "convolution backward")
+FAMILIES = (
+    "attention",
+    "attention backward",
+    "convolution",
+    "convolution backward",
+    "batched matmul",
+)
 # Functions that take a kernel longer than to read and write their numbers.
 FUNCTIONS = ("uniform", "normal", "exp", "log", "tanh", "sigmoid", "erf", "sin", "pow")
 

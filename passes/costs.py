@@ -105,6 +105,8 @@ def hint(size: Any) -> int:
 def family_of(node: fx.Node) -> str:
     """Return the family of library calls (``machine.FAMILIES``) that a node belongs to, or ""."""
     name = packet(node).__name__ if kind_of(node) is Kind.COMPUTE else ""
+    if packet(node) in (aten.bmm, aten.baddbmm):
+        return "batched matmul"
     stem = next((s for s in ("attention", "convolution") if s in name), "")
     return f"{stem} backward" if stem and "backward" in name else stem
 

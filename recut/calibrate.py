@@ -38,6 +38,8 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sin": torch.sin,
     "pow": lambda a: torch.pow(a.abs(), a),
 }
+# Channels in and out, window and size of the images of the convolutions that are measured.
+_CONVOLUTIONS = ((64, 64, 3, 56), (256, 64, 1, 32), (64, 256, 1, 32), (128, 128, 3, 16))
 # A function that takes less than this share of reading and writing its numbers is free.
 _NOTICED = 0.1
 
@@ -65,6 +67,7 @@ class Calibration:
         """Yield what to measure: a label, and the call that measures it."""
         for name in _DTYPES:
             yield f"matmul, {name}", partial(self._matmul, name)
+        yield "batched matmul", self._batched_matmul
         yield "attention", self._attention
         yield "convolution", self._convolution
         yield "memory bandwidth", self._bandwidth
@@ -114,30 +117,41 @@ class Calibration:
         def run() -> torch.Tensor:
             return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
-        self._family("attention", run, inputs, flops, 2.5 * flops)
+        forward, backward = self._both(run, inputs)
+        self.rates["attention"] = flops / forward / self._rate()
+        self.rates["attention backward"] = 2.5 * flops / backward / self._rate()
+
+    def _batched_matmul(self) -> None:
+        # The products of attention that is written out.
+        length = self._size(256)
+        a, b = self._random(32, length, 64), self._random(32, 64, length)
+        seconds = self._seconds(lambda: torch.bmm(a, b)) + self._seconds(lambda: torch.bmm(b, a))
+        flops = 2 * 2.0 * 32 * length * length * 64
+        self.rates["batched matmul"] = flops / seconds / self._rate()
 
     def _convolution(self) -> None:
-        size, channels = self._size(56), 64
         last = torch.channels_last
-        image = self._random(8, channels, size, size).contiguous(memory_format=last)
-        weight = self._random(channels, channels, 3, 3).contiguous(memory_format=last)
-        flops = 2.0 * 8 * channels * channels * 9 * size * size
+        flops = forward = backward = 0.0
+        # One reaches much more than another: of some common ones, all their FLOPs over their time.
+        for channels, out, kernel, size in _CONVOLUTIONS:
+            extent = self._size(size)
+            image = self._random(8, channels, extent, extent).contiguous(memory_format=last)
+            weight = self._random(out, channels, kernel, kernel).contiguous(memory_format=last)
+            run = partial(functional.conv2d, image, weight, padding=kernel // 2)
+            one, other = self._both(run, [image.requires_grad_(), weight.requires_grad_()])
+            flops += 2.0 * 8 * out * channels * kernel**2 * extent**2
+            forward, backward = forward + one, backward + other
+        self.rates["convolution"] = flops / forward / self._rate()
+        self.rates["convolution backward"] = 2 * flops / backward / self._rate()
 
-        def run() -> torch.Tensor:
-            return functional.conv2d(image, weight, padding=1)
+    def _rate(self) -> float:
+        """Return a matmul's FLOP/s in the dtype that families are measured in."""
+        return self.flops[str(self.main).removeprefix("torch.")]
 
-        inputs = [image.requires_grad_(), weight.requires_grad_()]
-        self._family("convolution", run, inputs, flops, 2 * flops)
-
-    def _family(
-        self,
-        family: str,
-        run: Callable[[], torch.Tensor],
-        inputs: list[torch.Tensor],
-        flops: float,
-        backward_flops: float,
-    ) -> None:
-        """Measure what a call and its backward reach of a matmul's rate."""
+    def _both(
+        self, run: Callable[[], torch.Tensor], inputs: list[torch.Tensor]
+    ) -> tuple[float, float]:
+        """Return the seconds of a call and of its backward."""
         out = run()
         gradient = torch.randn_like(out)
         with torch.no_grad():
@@ -145,9 +159,7 @@ class Calibration:
         backward = self._seconds(
             lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True)
         )
-        rate = self.flops[str(self.main).removeprefix("torch.")]
-        self.rates[family] = flops / forward / rate
-        self.rates[f"{family} backward"] = backward_flops / backward / rate
+        return forward, backward
 
     def _bandwidth(self) -> None:
         # Of the size of activations, and by a kernel that Inductor writes: it computes as well.

@@ -42,7 +42,7 @@ def test_calibration_measures_every_figure(monkeypatch):
     assert set(machine.functions) <= set(FUNCTIONS)
     assert machine.device == "cpu"
     assert HOST.torch in machine.source
-    assert len(labels) == len(set(labels)) == 8 + len(FUNCTIONS)
+    assert len(labels) == len(set(labels)) == 9 + len(FUNCTIONS)
 
 
 def test_what_was_kept_is_in_force():
