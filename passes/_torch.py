@@ -127,6 +127,9 @@ except ImportError:  # torch 2.11
         size_hint as optimization_hint,
     )
 
+# The symbols in a value's sizes that only running can tell. Since 2.1.
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # isort: skip
+
 # Symbolic ints, floats and bools. Since 2.1.
 from torch.fx.experimental._backward_state import BackwardState  # isort: skip
 from torch.fx.experimental.proxy_tensor import is_sym_node  # isort: skip
@@ -170,6 +173,7 @@ __all__ = [
     "force_save_bw_mutation_src",
     "force_save_collectives",
     "force_save_effectful_ops",
+    "free_unbacked_symbols",
     "functorch_config",
     "fx_graph_cse",
     "has_recomputable_ops",

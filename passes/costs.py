@@ -224,6 +224,12 @@ def _is_causal(node: fx.Node) -> bool:
     return False
 
 
+def has_shape_of_data(node: fx.Node) -> bool:
+    """Return whether a node's shape depends on data: an index of integers only might have."""
+    tagged = torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+    return tagged and any(_torch.free_unbacked_symbols(t) for t in tensors(node.meta.get("val")))
+
+
 def concrete_arguments(node: fx.Node) -> tuple[Any, Any]:
     """Return a call's arguments, tensors without data in the place of nodes."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: concrete(n.meta.get("val")))

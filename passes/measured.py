@@ -50,7 +50,7 @@ def is_measurable(node: fx.Node, inductor: bool) -> bool:
         return False
     if op._schema.is_mutable or not costs.tensors(node.meta.get("val")):
         return False
-    if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(op.tags):
+    if torch.Tag.data_dependent_output in op.tags or costs.has_shape_of_data(node):
         return False
     kind = costs.kind_of(node)
     if inductor and kind not in (Kind.COMPUTE, Kind.OTHER):

@@ -102,7 +102,7 @@ def _refuse_target(node: fx.Node) -> str:
         return "it draws the seeds of random ops"
     if torch.Tag.data_dependent_output in node.target.tags:
         return "its output depends on data"
-    if torch.Tag.dynamic_output_shape in node.target.tags:
+    if costs.has_shape_of_data(node):
         return "its shape depends on data"
     return ""
 

@@ -2,7 +2,7 @@
 
 The figures are of libraries on a CPU: oneDNN's layouts and scratchpads, and the threads of flash
 attention. Each formula was held against the allocator (``tests/test_odd_nets.py``); where they err,
-it is upwards.
+it is upwards. Of a GPU only flash attention's own sums are known, by its source.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def workspace_of(node: fx.Node, channels_last: bool) -> int:
     made = tensors(node.meta.get("val"))
     if op in OWN_FLOPS:
         return _attention_workspace(node)
+    if op is aten._scaled_dot_product_flash_attention_backward:
+        return _flash_backward_workspace(*(_value(a) for a in node.args[1:3]))
     if op in _MATMULS:
         return _matmul_workspace(node, _MATMULS[op])
     if op in (aten.convolution, aten.convolution_backward):
@@ -140,6 +142,20 @@ def _attention_workspace(node: fx.Node) -> int:
     scores = rows * min(hint(key.shape[-2]), 512)
     each = 2 * scores + rows if backward else scores + rows * (2 + hint(query.shape[-1]))
     return int(torch.get_num_threads() * each * max(query.dtype.itemsize, 4))
+
+
+def _flash_backward_workspace(query: torch.Tensor, key: torch.Tensor) -> int:
+    """Return what a GPU's flash attention takes backwards, by its source; not measured.
+
+    Sums in single precision of the query's gradient and of one number for each of its rows, and,
+    where several heads share a key, their gradients before they are added up
+    (aten/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd).
+    """
+    batch, heads, length, width = map(hint, query.shape)
+    rows = batch * heads * -(-length // 128) * 128
+    shared = hint(key.shape[1]) != heads
+    expanded = 2 * batch * heads * hint(key.shape[2]) * width * key.dtype.itemsize if shared else 0
+    return 4 * rows * (-(-width // 32) * 32 + 1) + expanded
 
 
 def _value(argument: Any) -> Any:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import fx
@@ -78,6 +79,8 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         self.seen: dict[str, int] = {}  # the highest peak of the current attempt's kernels
         self.code: dict[tuple[str, bool], Any] = {}  # the current attempt's, by digest and part
         self.refused: Observation | None = None
+        # What "auto" stands for is known while planning, and never the same twice.
+        self.once = uuid4().hex if settings.memory_budget.kind == "auto" else None
 
     def __deepcopy__(self, _memo: object) -> Partitioner:
         """Return itself: torch copies its configuration now and then, and what is learnt is one."""
@@ -133,13 +136,14 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         assert report is not None, "only planned graphs are observed"
         before = self.experience.get(seen.digest)
         observed = dict(before.observed) if before else {}
-        # What an attempt without observations exceeds has been observed already.
-        excess = {} if attempt.is_floor else seen.excess
-        for op, size in excess.items():
-            observed[op] = observed.get(op, 0) + size
-        floor = seen.peak if attempt.is_floor else before.floor if before else None
+        tried = dict(before.tried) if before else {}
+        if attempt.trial:
+            tried[attempt.trial] = seen.peak
+        else:
+            for op, size in seen.excess.items():
+                observed[op] = observed.get(op, 0) + size
         promised = not (last and report.asked.kind == "fraction")
-        self.experience[seen.digest] = Experience(attempt.budget, observed, floor, promised)
+        self.experience[seen.digest] = Experience(attempt.budget, observed, tried, promised)
         log.debug(
             "kernels hold %d bytes at the worst moment, %d were planned: planning again",
             seen.peak,
@@ -172,7 +176,7 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         # Libraries allocate by thread.
         threads = torch.get_num_threads()
         prices = (machines, declared_key())
-        return ("recut", _sources_digest(), self.settings.key(), prices, threads)
+        return ("recut", _sources_digest(), self.settings.key(), prices, threads, self.once)
 
 
 def ckpt_backend(

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ log = logging.getLogger("recut")
 # How much of a budget a plan may fill at first. Inductor adds buffers of a few bytes that no graph
 # shows, and a plan filled to the brim would have to be compiled twice for them.
 _FILL = 511 / 512
+# A floor plan's count errs, upwards where it was observed elsewhere: where a budget is this near to
+# it, its kernels are asked before the budget is refused.
+_NEARLY = 0.85
 # A floor plan is accepted with kernels this much over its own peak; the floor is then theirs.
 _FLOOR_FILL = 1.005
 
@@ -97,14 +100,13 @@ class Experience:
     Attributes:
         budget: bytes that the budget stood for then; it stays, whatever is learnt of the peaks.
         observed: bytes by op that compiled code holds beyond the problem's own count.
-        floor: what the kernels of the floor plan that no observation has touched hold, bytes; None
-            where that plan has not been tried.
+        tried: what the kernels of the floor plans hold that were tried, bytes, by trial.
         promised: whether the next attempt has to hold the budget.
     """
 
     budget: int
     observed: Mapping[int, int]
-    floor: int | None = None
+    tried: Mapping[str, int] = field(default_factory=dict)
     promised: bool = True
 
 
@@ -119,8 +121,7 @@ class Partitioned:
         report: what was planned.
         budget: bytes that were asked for; ``report.budget`` is the floor where they lie under it.
         clamped: the budget lies under the floor, and the floor plan was taken.
-        is_floor: it is the floor plan that no observation has touched, tried where those say that
-            nothing fits.
+        trial: it is a floor plan that is over the budget by its count, and whose kernels decide.
         dump: writes the dump.
     """
 
@@ -130,7 +131,7 @@ class Partitioned:
     report: GraphReport | None = None
     budget: int = 0
     clamped: bool = False
-    is_floor: bool = False
+    trial: str = ""
     dump: Callable[[], None] | None = None
 
     def announce(self, scheduled_peak: int | None = None, attempts: int = 1) -> GraphReport | None:
@@ -145,6 +146,8 @@ class Partitioned:
         if self.report is None:
             return None
         report = replace(self.report, scheduled_peak=scheduled_peak, attempts=attempts)
+        if self.trial and scheduled_peak is not None:
+            report = replace(report, peak=scheduled_peak)  # the count was over the budget
         floor = max(report.peak, scheduled_peak or 0)
         if _is_all(report.asked) and report.planner == "min-cut":
             report = replace(report, budget=floor)  # all of the fastest plan's peak
@@ -265,7 +268,7 @@ def _partition_under(
         report,
         choice.budget,
         choice.clamped,
-        choice.is_floor,
+        choice.trial,
         dump,
     )
 
@@ -290,19 +293,19 @@ class _Choice:
         plan: the plan; its peak lies over the budget where that is a fraction below the floor.
         captured: what it plans: the graph with what was observed of it, or without.
         planner: who made it.
-        is_floor: it is the floor plan that no observation has touched.
+        trial: it is a floor plan, tried although its count is over the budget; which one.
     """
 
     budget: int
     plan: Plan
     captured: Capture
     planner: Planner
-    is_floor: bool = False
+    trial: str = ""
 
     @property
     def clamped(self) -> bool:
         """Whether the budget lies under the floor, and the floor plan was taken."""
-        return self.plan.peak > self.budget
+        return self.plan.peak > self.budget and not self.trial
 
 
 def _choose(
@@ -321,22 +324,34 @@ def _choose(
         plan = read_plan(settings.plan)
         plan.check(captured.problem)
         return _Choice(plan.peak, plan, captured, Planner(captured.problem, machine))
-    if known is None:
-        planner = Planner(captured.problem, machine, settings.solver_seconds)
-        budget = settings.memory_budget.resolve(planner.fastest_peak, _free_bytes(joint))
-        return _Choice(budget, _plan(settings, planner, budget), captured, planner)
-    observed = replace(captured, problem=captured.problem.with_observed(known.observed))
+    observed = captured
+    if known is not None:
+        observed = replace(captured, problem=captured.problem.with_observed(known.observed))
     planner = Planner(observed.problem, machine, settings.solver_seconds)
+    if known is None:
+        budget = settings.memory_budget.resolve(planner.fastest_peak, _free_bytes(joint))
+    else:
+        budget = known.budget
     try:
-        return _Choice(known.budget, _plan(settings, planner, known.budget), observed, planner)
+        return _Choice(budget, _plan(settings, planner, budget), observed, planner)
     except InfeasibleBudget as error:
+        tried = known.tried if known else {}
+        plain = Planner(captured.problem, machine, settings.solver_seconds)
         # What was observed holds for the plans that it was observed of; others may do better.
-        planner = Planner(captured.problem, machine, settings.solver_seconds)
-        if known.floor is not None or planner.floor > known.budget:
-            floor = min(error.floor, known.floor or error.floor)
-            raise InfeasibleBudget(error.budget, floor, error.culprits) from None
-        plan = replace(planner.floor_plan(), budget=known.budget)
-        return _Choice(known.budget, plan, captured, planner, is_floor=True)
+        trials = {"observed": (observed, planner), "plain": (captured, plain)}
+        if observed.problem is captured.problem:
+            del trials["plain"]
+        for trial, (what, by) in trials.items():
+            if trial not in tried and by.floor * _NEARLY <= budget and _is_compiled(what):
+                plan = replace(by.floor_plan(), budget=budget)
+                return _Choice(budget, plan, what, by, trial)
+        floor = min(tried.values(), default=error.floor)
+        raise InfeasibleBudget(error.budget, floor, error.culprits) from None
+
+
+def _is_compiled(captured: Capture) -> bool:
+    """Return whether kernels will tell what a plan holds."""
+    return captured.problem.compiler == "inductor"
 
 
 def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int | None:
@@ -346,6 +361,7 @@ def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int
     # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
     if _is_all(settings.memory_budget) or settings.plan is not None:
         return None
+    # A trial's budget lies under its count, and is what its kernels have to hold.
     return int(choice.plan.peak * _FLOOR_FILL) if choice.clamped else choice.budget
 
 

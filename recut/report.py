@@ -60,11 +60,16 @@ class GraphReport:
         share = self.added_seconds / self.step_seconds if self.step_seconds else 0.0
         again = f", attempt {self.attempts}" if self.attempts > 1 else ""
         return (
-            f"budget {_mib(self.budget)} ({self.asked}): planned peak {_mib(self.peak)} "
-            f"(fastest plan {_mib(self.fastest_peak)}), recomputation expected to add "
-            f"{share:.1%} to the step{self._proof()}; {self.ops} ops planned in "
+            f"budget {_mib(self.budget)} ({self.asked}): planned peak {_mib(self.peak)}"
+            f"{self._counted()} (fastest plan {_mib(self.fastest_peak)}), recomputation expected "
+            f"to add {share:.1%} to the step{self._proof()}; {self.ops} ops planned in "
             f"{self.planning_seconds:.2f} s by {self.planner}{again}{self._unknown()}"
         )
+
+    def _counted(self) -> str:
+        if self.scheduled_peak is None:
+            return ""
+        return f", {_mib(self.scheduled_peak)} in the generated kernels"
 
     def _unknown(self) -> str:
         if not self.unpriced:

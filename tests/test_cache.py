@@ -16,7 +16,7 @@ import recut.backend
 from recut.backend import Partitioner
 from recut.partitioners.machine import MACHINES
 from recut.pipeline import Experience
-from recut.settings import Settings
+from recut.settings import Budget, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -154,6 +154,12 @@ def test_equal_sources_have_equal_keys(sources):
 def test_the_key_covers_the_machine():
     keys = {uuid(), *(uuid(machine=MACHINES[name]) for name in ("h100", "a100"))}
     assert len(keys) == 3
+
+
+def test_what_is_free_is_another_budget_each_time():
+    auto = Settings(Budget("auto"))
+    one, two = Partitioner(auto), Partitioner(auto)
+    assert one.uuid() == one.uuid() != two.uuid()
 
 
 def test_what_was_learnt_is_not_in_the_key():

@@ -12,6 +12,7 @@ from torch.nn import functional
 import recut
 from benchmarks import measure
 from recut.passes.costs import flops_of
+from recut.passes.workspace import workspace_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -145,6 +146,19 @@ def test_the_budget_holds_and_gradients_are_stocks(name):
             assert report.peak <= 1.3 * peak
 
 
+@pytest.mark.parametrize("name", ["conv1d", "lstm", "half"])
+@torch._functorch.config.patch(enable_autograd_cache=False)  # what is served again reports nothing
+def test_the_floor_that_a_refusal_names_is_one(name):
+    compiled(name, 0.01)
+    (report,) = recut.reports()
+    with pytest.raises(recut.InfeasibleBudget) as refused:
+        compiled(name, int(0.95 * report.budget))
+    floor = refused.value.floor
+    model, inputs = compiled(name, floor)
+    (report,) = recut.reports()
+    assert measure.peak_bytes(model, inputs) <= report.budget == floor
+
+
 def outputs(function, *inputs, **options):
     torch._dynamo.reset()
     return torch.compile(function, **options)(*inputs)
@@ -187,6 +201,38 @@ def test_attention_in_groups_has_the_flops_of_each_head():
         call.meta["val"] = torch.empty(2, 8, 64, 16, device="meta")
         counted.append(flops_of(call))
     assert counted[0] == counted[1] > 0
+
+
+@pytest.mark.parametrize(("heads", "more"), [(8, 0), (2, 2 * 2 * 8 * 100 * 64 * 2)])
+def test_a_gpus_flash_attention_sums_in_single_precision(heads, more):
+    graph = torch.fx.Graph()
+    nodes = [graph.placeholder(name) for name in "gqkv"]
+    for node, count in zip(nodes, (8, 8, heads, heads), strict=True):
+        node.meta["val"] = torch.empty(2, count, 100, 64, device="meta", dtype=torch.bfloat16)
+    call = graph.call_function(
+        torch.ops.aten._scaled_dot_product_flash_attention_backward.default, tuple(nodes)
+    )
+    assert workspace_of(call, False) == 2 * 8 * 128 * (64 + 1) * 4 + more
+
+
+@pytest.mark.filterwarnings("ignore:.*lies under the floor")
+def test_what_integers_pick_is_picked_again():
+    def f(x: Tensor, w: Tensor, i: Tensor) -> Tensor:
+        for _ in range(4):
+            x = torch.tanh(x @ w)[i] + x
+        return x.square().mean()
+
+    x, w = torch.randn(512, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
+    i = torch.randperm(512)
+    want = torch.autograd.grad(f(x, w, i), (x, w))
+    peaks = []
+    for budget in (1.0, 0.01):
+        recut.clear_reports()
+        loss = outputs(f, x, w, i, backend=recut.ckpt_backend, options={"memory_budget": budget})
+        torch.testing.assert_close(torch.autograd.grad(loss, (x, w)), want, rtol=1e-4, atol=1e-7)
+        (report,) = recut.reports()
+        peaks.append(report.peak)
+    assert peaks[1] < peaks[0]
 
 
 def test_a_view_of_a_size_that_the_graph_computes():

@@ -283,6 +283,7 @@ def test_made_up_indices_are_valid():
     table, index = torch.randn(10, 4), torch.tensor([3, 9])
     for call in (
         node(torch.embedding, table, index),
+        node(lambda t, i: t[i], table, index),
         node(lambda t, i: t.index_put((i,), t[:2]), table, index),
         node(lambda t: t.expand(3, 10, 4).sum(0), table),
     ):
