@@ -20,7 +20,8 @@ import torch
 from benchmarks import measure
 from benchmarks.contest import cause
 from benchmarks.models import MODELS, ModelSpec, transformer
-from benchmarks.table import RESULTS, environment, write
+from benchmarks.table import RESULTS, environment
+from recut.files import write_atomic
 
 BUDGETS = (1.0, 0.75, 0.5, 0.01)
 # Deep and narrow: quick to trace, and of the size of real models' graphs.
@@ -116,7 +117,7 @@ def main() -> None:
     made = environment(f"python -m benchmarks.planning --rounds {options.rounds}")
     lines += ["", f"{made['date']}, torch {made['torch']}, {made['device']}: `{made['command']}`"]
     options.output.mkdir(parents=True, exist_ok=True)
-    write(options.output / "planning.md", "\n".join(lines) + "\n")
+    write_atomic(options.output / "planning.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

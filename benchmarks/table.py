@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import platform
 import statistics
 import sys
@@ -24,6 +23,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.contest import BLOCK_FACTORS, INFEASIBLE, PERCENTS, Result, Row, run_model
 from benchmarks.models import MODELS
+from recut.files import write_atomic
 from recut.machines import this_host
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,9 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
 
             result = run_model(MODELS[name], options.rounds, tick)
             progress.update(task, description=f"{name}: done", completed=TICKS)
-            write(_file(options.output, name), json.dumps(_document(result), indent=1) + "\n")
-            write(options.output / "table.md", markdown(options.output))
-    write(options.output / "table.md", markdown(options.output))
+            write_atomic(
+                _file(options.output, name), json.dumps(_document(result), indent=1) + "\n"
+            )
+            write_atomic(options.output / "table.md", markdown(options.output))
+    write_atomic(options.output / "table.md", markdown(options.output))
     print(f"table: {options.output / 'table.md'}")
     return 0
 
@@ -121,13 +123,6 @@ def environment(command: str) -> dict[str, str]:
         "device": f"{device}, {torch.get_num_threads()} threads",
         "command": command,
     }
-
-
-def write(path: Path, text: str) -> None:
-    """Write all of ``text`` or nothing: an interrupted run must not leave half a result."""
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def markdown(folder: Path) -> str:

@@ -202,8 +202,6 @@ def finding(figures: Figures) -> Finding:
     report, peak = figures.report, figures.peak
     planned_seconds = report.step_seconds + report.added_seconds
     median = statistics.median(figures.seconds) if figures.seconds else None
-    # All of the fastest plan's peak is whatever the fastest plan takes.
-    promised = report.asked.kind != "fraction" or report.asked.value != 1
     return Finding(
         ops=report.ops,
         asked=str(report.asked),
@@ -219,7 +217,7 @@ def finding(figures: Figures) -> Finding:
         steps=figures.steps,
         calls=figures.calls,
         machine=report.machine,
-        held=peak <= report.budget if promised and peak is not None else None,
+        held=peak <= report.budget if not report.asked.is_all and peak is not None else None,
     )
 
 

@@ -44,7 +44,7 @@ from recut.passes.rules import unpriced
 from recut.passes.scheduled import expectations
 from recut.passes.verify import verify
 from recut.report import GraphReport, record
-from recut.settings import Budget, Settings
+from recut.settings import Settings
 
 log = logging.getLogger("recut")
 
@@ -149,7 +149,7 @@ class Partitioned:
         if self.trial and scheduled_peak is not None:
             report = replace(report, peak=scheduled_peak)  # the count was over the budget
         floor = max(report.peak, scheduled_peak or 0)
-        if _is_all(report.asked) and report.planner == "min-cut":
+        if report.asked.is_all and report.planner == "min-cut":
             report = replace(report, budget=floor)  # all of the fastest plan's peak
         if self.clamped:
             report = replace(report, budget=floor, floor=floor)
@@ -336,22 +336,19 @@ def _choose(
         return _Choice(budget, _plan(settings, planner, budget), observed, planner)
     except InfeasibleBudget as error:
         tried = known.tried if known else {}
-        plain = Planner(captured.problem, machine, settings.solver_seconds)
+        trials = {"observed": (observed, planner)}
         # What was observed holds for the plans that it was observed of; others may do better.
-        trials = {"observed": (observed, planner), "plain": (captured, plain)}
-        if observed.problem is captured.problem:
-            del trials["plain"]
+        if observed.problem is not captured.problem:
+            plain = Planner(captured.problem, machine, settings.solver_seconds)
+            trials["plain"] = (captured, plain)
+        # Without Inductor there are no kernels that could tell.
+        compiled = captured.problem.compiler == "inductor"
         for trial, (what, by) in trials.items():
-            if trial not in tried and by.floor * _NEARLY <= budget and _is_compiled(what):
+            if compiled and trial not in tried and by.floor * _NEARLY <= budget:
                 plan = replace(by.floor_plan(), budget=budget)
                 return _Choice(budget, plan, what, by, trial)
         floor = min(tried.values(), default=error.floor)
         raise InfeasibleBudget(error.budget, floor, error.culprits) from None
-
-
-def _is_compiled(captured: Capture) -> bool:
-    """Return whether kernels will tell what a plan holds."""
-    return captured.problem.compiler == "inductor"
 
 
 def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int | None:
@@ -359,15 +356,10 @@ def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int
     if known is not None and not known.promised:
         return None
     # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
-    if _is_all(settings.memory_budget) or settings.plan is not None:
+    if settings.memory_budget.is_all or settings.plan is not None:
         return None
     # A trial's budget lies under its count, and is what its kernels have to hold.
     return int(choice.plan.peak * _FLOOR_FILL) if choice.clamped else choice.budget
-
-
-def _is_all(asked: Budget) -> bool:
-    """Return whether a budget is the fastest plan's whole peak."""
-    return asked.kind == "fraction" and asked.value == 1
 
 
 def _plan(settings: Settings, planner: Planner, budget: int) -> Plan:

@@ -95,6 +95,11 @@ class Budget:
             )
         return max(0, free())
 
+    @property
+    def is_all(self) -> bool:
+        """Whether it is the fastest plan's whole peak, which promises nothing."""
+        return self.kind == "fraction" and self.value == 1
+
     def __str__(self) -> str:
         if self.kind == "bytes":
             return f"{self.value} bytes"

@@ -28,19 +28,6 @@ def squash(x: Tensor) -> Tensor:
     return torch.tanh(x)
 
 
-@squash.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-squash.register_autograd(
-    lambda ctx, grad: grad * (1 - ctx.saved_tensors[0].square()),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
-)
-SQUASH = torch.ops.recut_tests.squash
-LAYERS = 6
-
-
 @torch.library.custom_op("recut_tests::picky", mutates_args=())
 def picky(x: Tensor) -> Tensor:
     if x.max() < 2:
@@ -48,15 +35,14 @@ def picky(x: Tensor) -> Tensor:
     return torch.tanh(x)
 
 
-@picky.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-picky.register_autograd(
-    lambda ctx, grad: grad * (1 - ctx.saved_tensors[0].square()),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
-)
+for op in (squash, picky):  # both are tanh
+    op.register_fake(torch.empty_like)
+    op.register_autograd(
+        lambda ctx, grad: grad * (1 - ctx.saved_tensors[0].square()),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
+    )
+SQUASH = torch.ops.recut_tests.squash
+LAYERS = 6
 
 
 class Net(nn.Module):
