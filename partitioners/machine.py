@@ -23,7 +23,10 @@ FAMILIES = (
     "batched matmul",
 )
 # Functions that take a kernel longer than to read and write their numbers.
-FUNCTIONS = ("uniform", "normal", "exp", "log", "tanh", "sigmoid", "erf", "sin", "pow")
+FUNCTIONS = (
+    *("uniform", "normal", "exp", "log", "tanh", "sigmoid", "erf", "sin", "pow"),
+    *("bool store", "bool load"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Machine:
             its reader.
         device: torch's device type, ``"cpu"`` or ``"cuda"``.
         rates: what the calls of a family (``FAMILIES``) reach of a matmul's FLOP/s; 1 where absent.
-        functions: numbers/s that a kernel computes of a function (``FUNCTIONS``), random ones
-            included; those that are absent take no time beside their traffic.
+        functions: numbers/s that a kernel computes of a function (``FUNCTIONS``), random ones and
+            the packing of masks included; those that are absent take no time beside their traffic.
         link: bytes/s between host and device; 0 where there is no such link.
         source: where the figures are from.
     """
@@ -124,7 +127,13 @@ CPU = Machine(
     bandwidth=60e9,
     launch=5e-6,
     rates={"attention": 0.35, "attention backward": 0.35},
-    functions={"uniform": 2.7e8, "normal": 6.5e7, "tanh": 2.3e9},
+    functions={
+        "uniform": 2.7e8,
+        "normal": 6.5e7,
+        "tanh": 2.3e9,
+        "bool store": 2.6e8,
+        "bool load": 7.5e8,
+    },
     source="recut calibrate on two cores of an AMD EPYC (Zen 5)",
 )
 

@@ -26,8 +26,8 @@ _INFINITE = 1_000_000_000
 _TOTAL = 400_000_000
 
 
-def traffic_prices(problem: Problem, bandwidth: float) -> list[float]:
-    """Return for each value the seconds that saving it costs in memory traffic."""
+def save_prices(problem: Problem, bandwidth: float) -> list[float]:
+    """Return for each value the seconds that saving it costs: to write it and to read it."""
     prices = []
     for v, value in enumerate(problem.values):
         fused = value.producer >= 0 and problem.ops[value.producer].kind is Kind.POINTWISE
@@ -35,7 +35,8 @@ def traffic_prices(problem: Problem, bandwidth: float) -> list[float]:
         written = not fused or any(
             o.kind is not Kind.POINTWISE and o.phase is Phase.FORWARD for o in readers
         )
-        prices.append(value.bytes * (1 if written else 2) / bandwidth)
+        price = value.bytes * (1 if written else 2) / bandwidth
+        prices.append(price + value.load + (0.0 if written else value.store))
     return prices
 
 

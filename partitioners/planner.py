@@ -20,11 +20,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
+
 from recut.partitioners.bound import added_seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget
 from recut.partitioners.evaluator import evaluate, measure
 from recut.partitioners.fastest import fastest
 from recut.partitioners.machine import Machine
+from recut.partitioners.min_cut import save_prices
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Problem
 from recut.partitioners.program import Program, Solution
@@ -74,7 +77,8 @@ class Planner:
         forward = Forward(self.problem)
         total = int(forward.made_bytes.sum())
         found = dict.fromkeys(forward.cut(int(total / k)) for k in _SEGMENTS)
-        return tuple(Program(self.problem, b) for b in found)
+        save = np.array(save_prices(self.problem, self.machine.bandwidth))
+        return tuple(Program(self.problem, b, save) for b in found)
 
     @property
     def _effort(self) -> int:
@@ -84,7 +88,7 @@ class Planner:
     @cached_property
     def lowest(self) -> Candidate:
         """The schedule with the lowest peak found for this problem."""
-        best = Candidate(self.fastest_peak, self.fastest.added_seconds(self.problem), self.fastest)
+        best = Candidate(self.fastest_peak, self.programs[0].seconds(self.fastest), self.fastest)
         most = min(program.peak for program in self.programs) * _SHRINKS
         near = [program for program in self.programs if program.peak <= most]
         for program in sorted(near, key=lambda program: program.peak):

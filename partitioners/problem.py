@@ -55,12 +55,16 @@ class Value:
             input it is what a copy in another layout takes that the compiler makes of it.
         expr: the size as a sympy expression of the free symbols ("" where it is a constant).
         producer: index of the op that makes it, or -1 for an input of the joint graph.
+        store: seconds that a generated kernel takes to write it beyond its traffic.
+        load: seconds that a generated kernel takes to read it beyond its traffic.
     """
 
     name: str
     bytes: int
     producer: int
     expr: str = ""
+    store: float = 0.0
+    load: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Candidate:
 
     Attributes:
         peak: bytes.
-        seconds: what it adds.
+        seconds: what it takes to recompute and to save.
         schedule: the schedule.
     """
 
@@ -41,9 +41,7 @@ class Candidate:
 
 def bare(program: Program) -> Candidate:
     """Return the schedule that saves nothing but the program's boundaries."""
-    return Candidate(
-        program.peak, program.schedule.added_seconds(program.problem), program.schedule
-    )
+    return Candidate(program.peak, program.seconds(program.schedule), program.schedule)
 
 
 def saving(program: Program, saved: Flags) -> Candidate:
@@ -51,7 +49,7 @@ def saving(program: Program, saved: Flags) -> Candidate:
     problem = program.problem
     values = program.columns.values[saved].tolist()
     schedule = lazy_schedule(problem, program.boundaries.union(values))
-    return Candidate(measure(problem, schedule).peak, schedule.added_seconds(problem), schedule)
+    return Candidate(measure(problem, schedule).peak, program.seconds(schedule), schedule)
 
 
 def levels(solution: Solution) -> list[Flags]:

@@ -64,6 +64,8 @@ class Tables:
         ops, values = problem.ops, problem.values
         self.bytes = ints(v.bytes for v in values)
         self.producer = ints(v.producer for v in values)
+        self.store = np.fromiter((v.store for v in values), dtype=np.float64)
+        self.load = np.fromiter((v.load for v in values), dtype=np.float64)
         self.workspace = ints(o.workspace for o in ops)
         self.seconds = np.fromiter((o.seconds for o in ops), dtype=np.float64)
         self.arithmetic = np.fromiter((o.arithmetic for o in ops), dtype=np.float64)

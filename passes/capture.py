@@ -145,8 +145,11 @@ def channels_last_nodes(graph: fx.Graph, inductor: bool) -> set[fx.Node]:
 class _Builder:
     """Collects values and ops while it walks the joint graph once."""
 
-    def __init__(self, graph: fx.Graph, num_forward_outputs: int, inductor: bool) -> None:
+    def __init__(
+        self, graph: fx.Graph, num_forward_outputs: int, inductor: bool, prices: Prices
+    ) -> None:
         self.graph = graph
+        self.prices = prices
         self.inductor = inductor
         self.turned = channels_last_nodes(graph, inductor)
         self.on_cpu = device_of(graph) == "cpu"
@@ -202,7 +205,8 @@ class _Builder:
         self.value_of[node] = len(self.values)
         if producer < 0:
             size = self._input_bytes(node)
-        self.values.append(Value(node.name, size, producer, expr))
+        store, load = self.prices.access_of(node)
+        self.values.append(Value(node.name, size, producer, expr, store, load))
         return self.value_of[node]
 
     def _input_bytes(self, node: fx.Node) -> int:
@@ -306,7 +310,7 @@ def capture(
     """
     inductor = compiler == "inductor"
     prices = prices or Prices(described(device_of(joint.graph), ""), inductor=inductor)
-    b = _Builder(joint.graph, num_fwd_outputs, inductor)
+    b = _Builder(joint.graph, num_fwd_outputs, inductor, prices)
     found = b.collect()
     index = {n: i for i, (n, *_) in enumerate(found)}
     forward = _forward_ops(b, found, index)

@@ -145,6 +145,10 @@ class Prices:
         """Return how much of a node's seconds is computing, in seconds; see ``Op.arithmetic``."""
         return costs.arithmetic_of(node, self.machine)
 
+    def access_of(self, node: fx.Node) -> tuple[float, float]:
+        """Return what a node's results add to a kernel that writes or reads them, in seconds."""
+        return costs.access_of(node, self.machine) if self.inductor else (0.0, 0.0)
+
     def _measured(self, node: fx.Node, channels_last: bool) -> float | None:
         if not self.measured or not is_measurable(node, self.inductor):
             return None

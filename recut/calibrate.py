@@ -27,16 +27,19 @@ def _activation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return functional.gelu(a * 0.5 + b) + a
 
 
-_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "uniform": lambda a: torch.rand_like(a) + a,
-    "normal": lambda a: torch.randn_like(a) + a,
-    "exp": torch.exp,
-    "log": lambda a: torch.log(a.abs()),
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "erf": torch.erf,
-    "sin": torch.sin,
-    "pow": lambda a: torch.pow(a.abs(), a),
+# Of numbers and a mask of as many.
+_FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "uniform": lambda a, _: torch.rand_like(a) + a,
+    "normal": lambda a, _: torch.randn_like(a) + a,
+    "exp": lambda a, _: torch.exp(a),
+    "log": lambda a, _: torch.log(a.abs()),
+    "tanh": lambda a, _: torch.tanh(a),
+    "sigmoid": lambda a, _: torch.sigmoid(a),
+    "erf": lambda a, _: torch.erf(a),
+    "sin": lambda a, _: torch.sin(a),
+    "pow": lambda a, _: torch.pow(a.abs(), a),
+    "bool store": lambda a, _: (-a, a > 0),
+    "bool load": lambda a, mask: torch.where(mask, a, 0.0),
 }
 # Channels in and out, window and size of the images of the convolutions that are measured.
 _CONVOLUTIONS = ((64, 64, 3, 56), (256, 64, 1, 32), (64, 256, 1, 32), (128, 128, 3, 16))
@@ -173,10 +176,11 @@ class Calibration:
     def _function(self, name: str) -> None:
         """Measure what a function takes on top of a kernel that only reads and writes."""
         a = self._random(self._activations(), dtype=torch.float32)
+        mask = a > 0
         plain, kernel = (torch.compile(f, dynamic=False) for f in (torch.neg, _FUNCTIONS[name]))
         with torch.no_grad():
             moving = self._seconds(lambda: plain(a))
-            seconds = self._seconds(lambda: kernel(a)) - moving
+            seconds = self._seconds(lambda: kernel(a, mask)) - moving
         if seconds > _NOTICED * moving:
             self.functions[name] = a.numel() / seconds
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, combinations
 
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
@@ -176,6 +177,11 @@ def _finish(rng: random.Random, net: Net, in_backward: set[int], compiler: str) 
         backward_outputs.append(
             rng.choice([v for v in range(len(net.values)) if v not in backward_outputs])
         )
+    extra = random.Random(f"access {len(net.ops)}")
+    net.values = [
+        replace(v, store=extra.choice((0, 0, 1e-7)), load=extra.choice((0, 0, 1e-7)))
+        for v in net.values
+    ]
     draft = net.problem(forward_outputs, backward_outputs, compiler)
     roots = {net.values[v].producer for v in forward_outputs} - {-1}
     for i, op in enumerate(net.ops):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from recut.partitioners.evaluator import MAX_ALL_SOURCES, MAX_SOURCES, MAX_WEIGHT
-from recut.partitioners.problem import Kind, Problem
+from recut.partitioners.problem import Kind, Problem, Value
 from recut.partitioners.schedule import Schedule
 
 
@@ -115,6 +115,10 @@ class Reference:
     def bytes(self, inst):
         return 0 if inst in self.inside else self.problem.values[inst[0]].bytes
 
+    def access(self, inst):
+        """Return the value that a kernel writes or reads; one without a price inside a kernel."""
+        return Value("", 0, -1) if inst in self.inside else self.problem.values[inst[0]]
+
     def side(self, t):
         """Return what divides kernels: the phase, and how many ops before do not fuse."""
         return t >= self.split, sum(not self.fuses([m]) for m in range(t))
@@ -191,4 +195,6 @@ class Reference:
             read = [i for i in self.instances if self.needed[i].intersection(members)]
             read = [i for i in read if i[1] < 0 or self.place[i[1]] != place]
             total += machine.launch + sum(map(self.bytes, written + read)) / machine.bandwidth
+            total += sum(self.access(i).store for i in written)
+            total += sum(self.access(i).load for i in read)
         return total

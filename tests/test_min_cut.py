@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from problems import Net, forward_values, random_problem, subsets
 
 from recut.partitioners.fastest import fastest
 from recut.partitioners.machine import CPU
-from recut.partitioners.min_cut import min_cut, traffic_prices
+from recut.partitioners.min_cut import min_cut, save_prices
 from recut.partitioners.problem import Kind, Phase, Problem, Rule
 
 CASES = 600
@@ -147,7 +148,10 @@ def test_traffic_counts_the_passes_over_memory_that_saving_adds(kind, reader, pa
     (a,) = net.op("a", (net.input(),), 800, kind=kind)
     (b,) = net.op("b", (a,), 8, kind=reader)
     net.op("g", (net.input("tangent"), a), 8, phase=Phase.BACKWARD)
-    assert traffic_prices(net.problem((b,)), 100.0)[a] == passes * 8.0
+    assert save_prices(net.problem((b,)), 100.0)[a] == passes * 8.0
+    net.values[a] = replace(net.values[a], store=16.0, load=1.0)
+    extra = 16.0 * (passes - 1) + 1.0
+    assert save_prices(net.problem((b,)), 100.0)[a] == passes * 8.0 + extra
 
 
 def test_the_fastest_schedule_is_valid_and_recomputes_what_is_cheaper_than_its_traffic():

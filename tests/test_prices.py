@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -69,8 +70,8 @@ def _nothing_known(tmp_path, monkeypatch):
     measured.forget()
 
 
-def step(net, monkeypatch, **options):
-    """Partition one step of a net for eager; returns the capture, the report and gradients."""
+def step(net, monkeypatch, compiler="eager", **options):
+    """Partition one step of a net, run it by eager; returns capture, report and gradients."""
     captured: list[Capture] = []
     capture = recut.pipeline.capture
 
@@ -81,12 +82,36 @@ def step(net, monkeypatch, **options):
     monkeypatch.setattr("recut.pipeline.capture", spy)
     for key, value in options.items():
         monkeypatch.setenv(f"RECUT_{key.upper()}", str(value))
-    compiled = aot_module(net, nop, nop, partition_fn=recut.partition)
+    compiled = aot_module(net, nop, nop, partition_fn=partial(recut.partition, compiler=compiler))
     torch.manual_seed(1)
     with floor_expected():
         compiled(torch.randn(64, 32)).backward()
     (report,) = recut.reports()
     return captured[-1], report, [p.grad.clone() for p in net.parameters()]
+
+
+class Gate(nn.Module):
+    """Numbers that a comparison of theirs gates."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = (x * self.scale).exp()
+        return torch.where(a > 1, a * self.scale, 0.0).square().mean()
+
+
+@pytest.mark.parametrize("compiler", ["inductor", "eager"])
+def test_on_a_cpu_generated_kernels_pack_masks_one_by_one(monkeypatch, compiler):
+    """And pay where they write one and where they read it; what runs by itself does not."""
+    values = step(Gate(), monkeypatch, compiler)[0].problem.values
+    (mask,) = (v for v in values if v.name.startswith("gt"))
+    assert mask.bytes == 64 * 32
+    rates = (CPU.functions[f"bool {way}"] for way in ("store", "load"))
+    packing = tuple(mask.bytes / rate for rate in rates)
+    assert (mask.store, mask.load) == (packing if compiler == "inductor" else (0.0, 0.0))
+    assert not any(v.store or v.load for v in values if v is not mask)
 
 
 def squashes(captured):
