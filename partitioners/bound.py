@@ -4,15 +4,15 @@ At the end of the forward everything is alive at once that the backward will rea
 where value v is kept until then, and r_o = 1 where the backward runs op o of the forward again.
 Every schedule within the budget satisfies
 
-    minimise   sum_o c_o r_o
+    minimise   sum_o c_o r_o + sum_v p_v s_v
     subject to s_v + r_o >= 1      for v, made by o, that the backward reads or returns
                s_u + r_p >= r_o    for every input u, made by p, of an op o that may run again
                sum_v m_v s_v <= budget
 
-with s_v = 1 for what the forward returns. The linear relaxation is the bound: a minimum cut with
-one knapsack row. An op that only the backward needs costs nothing: it runs once in any case. The
-bound holds for any number of recomputations and any order of the backward. It knows one moment
-only, so a plan that is far above it may still be the best there is.
+with s_v = 1, at no cost, for what the forward returns. The linear relaxation is the bound: a
+minimum cut with one knapsack row. An op that only the backward needs costs nothing: it runs once in
+any case. The bound holds for any number of recomputations and any order of the backward. It knows
+one moment only, so a plan that is far above it may still be the best there is.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from scipy.sparse import coo_array
 from recut.partitioners.problem import Phase, Problem, Rule
 
 
-def added_seconds_bound(problem: Problem, budget: int) -> float:
+def seconds_bound(problem: Problem, budget: int) -> float:
     """Return seconds that no plan within ``budget`` bytes can do without.
 
-    In the terms of ``Schedule.added_seconds``. Infinite where no plan can fit.
+    In the terms of ``Schedule.seconds``. Infinite where no plan can fit.
     """
     ops, values, is_backward = problem.ops, problem.values, problem.is_backward
     made = [v for v, x in enumerate(values) if x.producer >= 0 and not is_backward[x.producer]]
@@ -38,8 +38,10 @@ def added_seconds_bound(problem: Problem, budget: int) -> float:
     if not count:
         return 0.0
     low, high, cost = np.zeros(count), np.ones(count), np.zeros(count)
+    cost[: len(made)] = problem.tables.save[made]
     for v in problem.forward_made(problem.forward_outputs):
         low[column[v]] = 1
+        cost[column[v]] = 0
     for i, k in again.items():
         cost[k] = 0.0 if ops[i].phase is Phase.EITHER else ops[i].seconds
         if ops[i].rule is Rule.MUST_SAVE and ops[i].phase is not Phase.EITHER:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from recut.partitioners.evaluator import measure
 from recut.partitioners.machine import Machine
-from recut.partitioners.min_cut import min_cut, save_prices
+from recut.partitioners.min_cut import min_cut
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule, lazy_schedule
 from recut.partitioners.timing import step_seconds
@@ -22,7 +22,7 @@ _FACTORS = (1, 4, 8)
 
 def fastest(problem: Problem, machine: Machine) -> Schedule:
     """Return the schedule that takes the least time whatever memory it needs."""
-    save = save_prices(problem, machine.bandwidth)
+    save = problem.save_seconds
     cuts = {min_cut(problem, save, _recompute_prices(problem, factor)): None for factor in _FACTORS}
     schedules = [lazy_schedule(problem, saved) for saved in cuts]
     if len(schedules) == 1:

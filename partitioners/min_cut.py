@@ -19,25 +19,11 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from recut.partitioners.problem import Kind, Phase, Problem, Rule
+from recut.partitioners.problem import Phase, Problem, Rule
 
 # scipy's flows are 32-bit: prices are scaled so that their sum stays far below infinity.
 _INFINITE = 1_000_000_000
 _TOTAL = 400_000_000
-
-
-def save_prices(problem: Problem, bandwidth: float) -> list[float]:
-    """Return for each value the seconds that saving it costs: to write it and to read it."""
-    prices = []
-    for v, value in enumerate(problem.values):
-        fused = value.producer >= 0 and problem.ops[value.producer].kind is Kind.POINTWISE
-        readers = [problem.ops[i] for i in problem.readers[v]]
-        written = not fused or any(
-            o.kind is not Kind.POINTWISE and o.phase is Phase.FORWARD for o in readers
-        )
-        price = value.bytes * (1 if written else 2) / bandwidth
-        prices.append(price + value.load + (0.0 if written else value.store))
-    return prices
 
 
 def min_cut(

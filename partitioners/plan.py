@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recut.partitioners.bound import seconds_bound
 from recut.partitioners.errors import ForeignPlan, InvalidSchedule
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.problem import Problem
@@ -25,7 +26,8 @@ class Plan:
         schedule: order of the forward and of the backward, recomputations included.
         budget: bytes that it had to stay under.
         peak: predicted peak in bytes.
-        added_seconds: predicted time of running ops again, in seconds.
+        added_seconds: predicted time of running ops again and of saving, beyond what the cheapest
+            plan without a budget takes for them, in seconds (``Schedule.seconds``).
         bound_seconds: no plan under the budget adds less than this, in seconds (0: not known).
         planner: which planner answered.
         observed: (op, bytes) that compiled code was seen to hold beyond the problem's own count,
@@ -122,16 +124,27 @@ def _field(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
 
 
 def make_plan(
-    problem: Problem, schedule: Schedule, budget: int, planner: str, bound: float = 0.0
+    problem: Problem, schedule: Schedule, budget: int, planner: str, cheapest: float = 0.0
 ) -> Plan:
-    """Return a Plan for a schedule after checking and evaluating it."""
+    """Return a Plan for a schedule after checking and evaluating it.
+
+    Args:
+        problem: the problem.
+        schedule: its schedule.
+        budget: bytes.
+        planner: which planner made it.
+        cheapest: what any schedule takes for recomputing and saving, in seconds.
+    """
     schedule.check(problem)
+    added = max(0.0, schedule.seconds(problem) - cheapest)
+    # A plan that adds nothing needs no bound.
+    bound = max(0.0, seconds_bound(problem, budget) - cheapest) if added else 0.0
     return Plan(
         problem.digest,
         schedule,
         budget,
         evaluate(problem, schedule).peak,
-        schedule.added_seconds(problem),
+        added,
         bound,
         planner,
         tuple((i, o.observed) for i, o in enumerate(problem.ops) if o.observed),

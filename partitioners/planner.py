@@ -20,19 +20,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
-import numpy as np
-
-from recut.partitioners.bound import added_seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget
 from recut.partitioners.evaluator import evaluate, measure
 from recut.partitioners.fastest import fastest
 from recut.partitioners.machine import Machine
-from recut.partitioners.min_cut import save_prices
+from recut.partitioners.min_cut import min_cut
 from recut.partitioners.plan import Plan, make_plan
-from recut.partitioners.problem import Problem
+from recut.partitioners.problem import Phase, Problem
 from recut.partitioners.program import Program, Solution
 from recut.partitioners.rounding import Candidate, fill, shrink
-from recut.partitioners.schedule import Schedule
+from recut.partitioners.schedule import Schedule, lazy_schedule
 from recut.partitioners.segments import Forward
 from recut.partitioners.timing import step_seconds
 
@@ -72,13 +69,23 @@ class Planner:
         return measure(self.problem, self.fastest).peak
 
     @cached_property
+    def cheapest_seconds(self) -> float:
+        """What recomputing and saving take at least, whatever memory it needs, in seconds."""
+        problem = self.problem
+        prices = [op.seconds for op in problem.ops]
+        schedule = lazy_schedule(problem, min_cut(problem, problem.save_seconds, prices))
+        # To the cut, what only the backward needs costs nothing; here the forward may run it too.
+        twice = schedule.recomputed(problem)
+        either = (prices[i] for i in twice if problem.ops[i].phase is Phase.EITHER)
+        return schedule.seconds(problem) - sum(either)
+
+    @cached_property
     def programs(self) -> tuple[Program, ...]:
         """One program per distinct segmentation."""
         forward = Forward(self.problem)
         total = int(forward.made_bytes.sum())
         found = dict.fromkeys(forward.cut(int(total / k)) for k in _SEGMENTS)
-        save = np.array(save_prices(self.problem, self.machine.bandwidth))
-        return tuple(Program(self.problem, b, save) for b in found)
+        return tuple(Program(self.problem, b) for b in found)
 
     @property
     def _effort(self) -> int:
@@ -88,7 +95,7 @@ class Planner:
     @cached_property
     def lowest(self) -> Candidate:
         """The schedule with the lowest peak found for this problem."""
-        best = Candidate(self.fastest_peak, self.programs[0].seconds(self.fastest), self.fastest)
+        best = Candidate(self.fastest_peak, self.fastest.seconds(self.problem), self.fastest)
         most = min(program.peak for program in self.programs) * _SHRINKS
         near = [program for program in self.programs if program.peak <= most]
         for program in sorted(near, key=lambda program: program.peak):
@@ -121,15 +128,17 @@ class Planner:
             InfeasibleBudget: that much of the budget lies under the floor.
         """
         if self.fastest_peak <= budget:
-            return make_plan(self.problem, self.fastest, budget, "min-cut")
+            return self._made(self.fastest, budget, "min-cut")
         room = int(budget * fill)
         found = self._cheapest(room)
         if found is None and self.floor <= room:
             found = (self.lowest, "floor")
         if found is None:
             raise InfeasibleBudget(budget, self.floor, self.culprits())
-        bound = added_seconds_bound(self.problem, budget)
-        return make_plan(self.problem, found[0].schedule, budget, found[1], bound)
+        return self._made(found[0].schedule, budget, found[1])
+
+    def _made(self, schedule: Schedule, budget: int, planner: str) -> Plan:
+        return make_plan(self.problem, schedule, budget, planner, self.cheapest_seconds)
 
     def _cheapest(self, budget: int) -> tuple[Candidate, str] | None:
         """Return the cheapest schedule that the programs give under a budget, and who found it."""

@@ -55,8 +55,8 @@ class Value:
             input it is what a copy in another layout takes that the compiler makes of it.
         expr: the size as a sympy expression of the free symbols ("" where it is a constant).
         producer: index of the op that makes it, or -1 for an input of the joint graph.
-        store: seconds that a generated kernel takes to write it beyond its traffic.
-        load: seconds that a generated kernel takes to read it beyond its traffic.
+        store: seconds that a generated kernel takes to write it; 0 without generated kernels.
+        load: seconds that a generated kernel takes to read it.
     """
 
     name: str
@@ -163,6 +163,23 @@ class Problem:
     def is_heavy(self) -> tuple[bool, ...]:
         """For each op whether its result is kept where several ops read it."""
         return tuple(op.heavy for op in self.ops)
+
+    @cached_property
+    def save_seconds(self) -> tuple[float, ...]:
+        """For each value what saving it costs: its reading, and its writing where fusion spares it.
+
+        A pointwise op's result is written in any case where an op of the forward reads it that
+        is not pointwise, or the forward returns it.
+        """
+        pointwise, returned = self.is_pointwise, set(self.forward_outputs)
+        out = []
+        for v, value in enumerate(self.values):
+            fused = value.producer >= 0 and pointwise[value.producer] and v not in returned
+            spared = fused and all(
+                pointwise[i] or self.ops[i].phase is not Phase.FORWARD for i in self.readers[v]
+            )
+            out.append(value.load + (value.store if spared else 0.0))
+        return tuple(out)
 
     @cached_property
     def fuses(self) -> tuple[bool, ...]:

@@ -9,7 +9,7 @@ when it is last read. With r_o = 1 where op o is recomputed and s_v = 1 where va
                fixed_t + sum_v m_v (s_v [v not yet last read at t]
                      + r_o [o recomputed, v not yet last read at t]) <= budget    (_memory)
 
-for a choice of moments t of the backward, with the prices p_v of saving (``min_cut.save_prices``).
+for a choice of moments t of the backward, with the prices p_v of saving (``Problem.save_seconds``).
 This is a minimum cut plus knapsack rows.
 
 What cannot matter is left out (:class:`_Columns`): a value u that one recomputed op o alone reads
@@ -42,7 +42,7 @@ class Solution:
     """A solution of a program: for each value that may be saved a share between 0 and 1.
 
     Attributes:
-        target: what the program minimised: seconds (``Program.seconds``), or the peak in bytes.
+        target: what the program minimised: seconds (``Schedule.seconds``), or the peak in bytes.
         remade: how far the op that makes the value is recomputed.
         kept: how far the backward has the value, saved or recomputed.
     """
@@ -58,15 +58,11 @@ class Program:
     Attributes:
         problem: the problem.
         boundaries: values that are saved in any case.
-        save: for each value the seconds that saving it costs; nothing where not given.
     """
 
-    def __init__(
-        self, problem: Problem, boundaries: Collection[int], save: Floats | None = None
-    ) -> None:
+    def __init__(self, problem: Problem, boundaries: Collection[int]) -> None:
         self.problem = problem
         self.boundaries = frozenset(boundaries)
-        self.save = np.zeros(len(problem.values)) if save is None else save
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -82,22 +78,17 @@ class Program:
         """Its peak, bytes."""
         return self._lives.peak
 
-    def seconds(self, schedule: Schedule) -> float:
-        """Return what a schedule takes to recompute and to save, in seconds."""
-        saved = list(schedule.saved(self.problem))
-        return schedule.added_seconds(self.problem) + float(self.save[saved].sum())
-
     @cached_property
     def _fixed_seconds(self) -> float:
         """What every solution costs: to save the boundaries."""
-        return float(self.save[list(self.schedule.saved(self.problem))].sum())
+        return float(self.problem.tables.save[list(self.schedule.saved(self.problem))].sum())
 
     @cached_property
     def columns(self) -> _Columns:
         """The program's columns."""
         backward = np.array(self.schedule.backward, dtype=np.int64)
         ops = np.sort(backward[~self.problem.tables.backward[backward]])
-        return _Columns(self.problem, ops, self._lives, self.save)
+        return _Columns(self.problem, ops, self._lives)
 
     @cached_property
     def _rows(self) -> tuple[csr_array, Floats, Floats]:
@@ -176,7 +167,7 @@ class _Columns:
         seconds: what each column adds.
     """
 
-    def __init__(self, problem: Problem, ops: Ints, lives: Liveness, save: Floats) -> None:
+    def __init__(self, problem: Problem, ops: Ints, lives: Liveness) -> None:
         self.problem = problem
         self.ops = ops
         tables = problem.tables
@@ -199,7 +190,7 @@ class _Columns:
         seconds = np.where(tables.forward[ops], tables.seconds[ops], 0.0)
         self.seconds = np.zeros(self.groups + int(self.is_column.sum()))
         np.add.at(self.seconds, self.of_op[ops], seconds)
-        self.seconds[self.groups :] = save[self.values[self.is_column]]
+        self.seconds[self.groups :] = tables.save[self.values[self.is_column]]
 
     def _dominated(self, used: Flags, readers: Ints, lives: Liveness) -> Flags:
         """Return for each edge whether saving what its op makes is as good as saving its value."""

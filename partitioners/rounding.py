@@ -41,7 +41,7 @@ class Candidate:
 
 def bare(program: Program) -> Candidate:
     """Return the schedule that saves nothing but the program's boundaries."""
-    return Candidate(program.peak, program.seconds(program.schedule), program.schedule)
+    return Candidate(program.peak, program.schedule.seconds(program.problem), program.schedule)
 
 
 def saving(program: Program, saved: Flags) -> Candidate:
@@ -49,7 +49,7 @@ def saving(program: Program, saved: Flags) -> Candidate:
     problem = program.problem
     values = program.columns.values[saved].tolist()
     schedule = lazy_schedule(problem, program.boundaries.union(values))
-    return Candidate(measure(problem, schedule).peak, program.seconds(schedule), schedule)
+    return Candidate(measure(problem, schedule).peak, schedule.seconds(problem), schedule)
 
 
 def levels(solution: Solution) -> list[Flags]:

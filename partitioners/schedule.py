@@ -43,15 +43,18 @@ class Schedule:
                 count[i] = count.get(i, 0) + 1
         return count
 
-    def added_seconds(self, problem: Problem) -> float:
-        """Return the time spent on running ops more than once, in seconds."""
+    def seconds(self, problem: Problem) -> float:
+        """Return the time spent on running ops more than once and on saving, in seconds.
+
+        Prices of ops and values are added up; ``timing.step_seconds`` knows kernels.
+        """
         seen: set[int] = set()
-        added = 0.0
+        total = sum(problem.save_seconds[v] for v in self.saved(problem))
         for i in self.forward + self.backward:
             if i in seen:
-                added += problem.ops[i].seconds
+                total += problem.ops[i].seconds
             seen.add(i)
-        return added
+        return total
 
     def check(self, problem: Problem) -> None:
         """Raise InvalidSchedule where the schedule breaks dataflow or a rule of the Problem."""

@@ -65,6 +65,7 @@ class Tables:
         self.bytes = ints(v.bytes for v in values)
         self.producer = ints(v.producer for v in values)
         self.store = np.fromiter((v.store for v in values), dtype=np.float64)
+        self.save = np.array(problem.save_seconds)
         self.load = np.fromiter((v.load for v in values), dtype=np.float64)
         self.workspace = ints(o.workspace for o in ops)
         self.seconds = np.fromiter((o.seconds for o in ops), dtype=np.float64)

@@ -27,21 +27,17 @@ def step_seconds(problem: Problem, schedule: Schedule, machine: Machine) -> floa
     alone = float(tables.seconds[order[~fuses]].sum() + tables.arithmetic[order[fuses]].sum())
     found = kernels(trace)
     exists = ~found.nothing
-    size = np.where(exists, tables.bytes[trace.value], 0)
     store, load = (np.where(exists, x[trace.value], 0.0) for x in (tables.store, tables.load))
     runs = found.runs(trace) & fuses
     made = trace.start >= 0
     made[made] = fuses[trace.start[made]]
-    written = int(size[made].sum())
-    alone += float(store[made].sum())
+    written = float(store[made].sum())
     moment, source = found.reads(trace)
     moment, source = moment[fuses[moment]], source[fuses[moment]]
     place = found.place[moment]
     inner = made[source]  # made in the kernel that reads it: it is read where it is made
     inner[inner] = found.place[trace.start[source[inner]]] == place[inner]
     pairs = np.unique(place[~inner] * len(trace.start) + source[~inner])
-    pairs %= max(len(trace.start), 1)
-    read = int(size[pairs].sum())
-    alone += float(load[pairs].sum())
+    read = float(load[pairs % max(len(trace.start), 1)].sum())
     launches = len(np.unique(found.place[runs]))
-    return alone + launches * machine.launch + (written + read) / machine.bandwidth
+    return alone + launches * machine.launch + written + read

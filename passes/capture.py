@@ -205,7 +205,7 @@ class _Builder:
         self.value_of[node] = len(self.values)
         if producer < 0:
             size = self._input_bytes(node)
-        store, load = self.prices.access_of(node)
+        store, load = self.prices.access_of(node, size)
         self.values.append(Value(node.name, size, producer, expr, store, load))
         return self.value_of[node]
 

@@ -133,15 +133,18 @@ def arithmetic_of(node: fx.Node, machine: Machine) -> float:
     return machine.function_seconds(function, hint(made[0].numel())) if made else 0.0
 
 
-def access_of(node: fx.Node, machine: Machine) -> tuple[float, float]:
-    """Return the seconds beyond traffic for which a kernel writes and reads a node's results.
+def access_of(node: fx.Node, size: int, machine: Machine) -> tuple[float, float]:
+    """Return the seconds that a generated kernel takes to write and to read a node's results.
 
     Inductor's kernels on a CPU pack and unpack truth values one by one.
     """
     masks = [t for t in tensors(node.meta.get("val")) if t.dtype is torch.bool]
     count = sum(hint(t.numel()) for t in masks)
-    store, load = (machine.function_seconds(f"bool {way}", count) for way in ("store", "load"))
-    return store, load
+    packing, unpacking = (
+        machine.function_seconds(f"bool {way}", count) for way in ("store", "load")
+    )
+    traffic = size / machine.bandwidth
+    return traffic + packing, traffic + unpacking
 
 
 def nbytes(tensor: torch.Tensor) -> int:

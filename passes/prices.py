@@ -145,9 +145,12 @@ class Prices:
         """Return how much of a node's seconds is computing, in seconds; see ``Op.arithmetic``."""
         return costs.arithmetic_of(node, self.machine)
 
-    def access_of(self, node: fx.Node) -> tuple[float, float]:
-        """Return what a node's results add to a kernel that writes or reads them, in seconds."""
-        return costs.access_of(node, self.machine) if self.inductor else (0.0, 0.0)
+    def access_of(self, node: fx.Node, size: int) -> tuple[float, float]:
+        """Return what a node's results of some bytes take a kernel to write and to read, seconds.
+
+        Run op by op, they are written in any case, and reading them is part of an op's price.
+        """
+        return costs.access_of(node, size, self.machine) if self.inductor else (0.0, 0.0)
 
     def _measured(self, node: fx.Node, channels_last: bool) -> float | None:
         if not self.measured or not is_measurable(node, self.inductor):

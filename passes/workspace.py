@@ -94,7 +94,8 @@ def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:
             # Backwards, large windows have one for contiguous images, which sums by threads.
             padded = 5 * _blocked_bytes(weight.transpose(0, 1))
     if channels_last and weight.dim() == 4:
-        weights = plain + padded + (_SCRATCHPAD if backward else 0)
+        narrow = padded > plain  # channels that do not fill a block are padded there
+        weights = plain + padded + (_SCRATCHPAD if backward or narrow else 0)
         if weight.dtype is torch.float32:
             return weights + sum(nbytes(t) for t in images if _is_part(t))
         # Sums over images of half precision are kept in single precision.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -42,7 +43,10 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "bool load": lambda a, mask: torch.where(mask, a, 0.0),
 }
 # Channels in and out, window and size of the images of the convolutions that are measured.
-_CONVOLUTIONS = ((64, 64, 3, 56), (256, 64, 1, 32), (64, 256, 1, 32), (128, 128, 3, 16))
+_CONVOLUTIONS = (
+    *((64, 64, 3, 56), (256, 64, 1, 32), (64, 256, 1, 32)),
+    *((128, 128, 3, 16), (512, 128, 1, 8), (256, 256, 3, 4)),
+)
 # A function that takes less than this share of reading and writing its numbers is free.
 _NOTICED = 0.1
 
@@ -134,18 +138,19 @@ class Calibration:
 
     def _convolution(self) -> None:
         last = torch.channels_last
-        flops = forward = backward = 0.0
-        # One reaches much more than another: of some common ones, all their FLOPs over their time.
+        rates: list[tuple[float, float]] = []
+        # One reaches twice as much as another: the mean rate of some common ones.
         for channels, out, kernel, size in _CONVOLUTIONS:
-            extent = self._size(size)
+            extent = max(4, int(size * self.scale))
             image = self._random(8, channels, extent, extent).contiguous(memory_format=last)
             weight = self._random(out, channels, kernel, kernel).contiguous(memory_format=last)
             run = partial(functional.conv2d, image, weight, padding=kernel // 2)
             one, other = self._both(run, [image.requires_grad_(), weight.requires_grad_()])
-            flops += 2.0 * 8 * out * channels * kernel**2 * extent**2
-            forward, backward = forward + one, backward + other
-        self.rates["convolution"] = flops / forward / self._rate()
-        self.rates["convolution backward"] = 2 * flops / backward / self._rate()
+            flops = 2.0 * 8 * out * channels * kernel**2 * extent**2 / self._rate()
+            rates.append((flops / one, 2 * flops / other))
+        forward, backward = zip(*rates, strict=True)
+        self.rates["convolution"] = geometric_mean(forward)
+        self.rates["convolution backward"] = geometric_mean(backward)
 
     def _rate(self) -> float:
         """Return a matmul's FLOP/s in the dtype that families are measured in."""

@@ -6,11 +6,13 @@ as they do there; rules, kinds, sizes, flags, effects and unused results are dra
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, combinations
 
+from recut.partitioners.machine import CPU
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
 from recut.partitioners.schedule import Schedule
 
@@ -50,10 +52,14 @@ class Net:
         return outputs
 
     def problem(self, forward_outputs=(), backward_outputs=(), compiler="eager") -> Problem:
-        """Return the Problem."""
+        """Return the Problem; under Inductor kernels take their time to write and read values."""
+        rate = CPU.bandwidth if compiler == "inductor" else math.inf
         return Problem(
             tuple(self.ops),
-            tuple(self.values),
+            tuple(
+                replace(v, store=v.store + v.bytes / rate, load=v.load + v.bytes / rate)
+                for v in self.values
+            ),
             tuple(forward_outputs),
             tuple(backward_outputs),
             compiler,
@@ -154,10 +160,12 @@ def random_problem(seed: int, compiler: str = "eager", most: int = 20) -> Proble
 
 def _flags(rng: random.Random, *, may_rule: bool) -> dict:
     rule = rng.choices(tuple(Rule), (6, 2, 1))[0] if may_rule else Rule.MAY_RECOMPUTE
+    kind = rng.choices(tuple(Kind), (6, 2, 2, 1))[0]
+    seconds = rng.randint(0, 9) * 1e-6
     return {
-        "kind": rng.choices(tuple(Kind), (6, 2, 2, 1))[0],
-        "seconds": rng.randint(0, 9) * 1e-6,
-        "arithmetic": rng.randint(0, 3) * 1e-7,
+        "kind": kind,
+        "seconds": seconds,
+        "arithmetic": min(seconds, rng.randint(0, 3) * 1e-7),
         "rule": rule,
         "reason": "" if rule is Rule.MAY_RECOMPUTE else f"{rule.value} by the test",
         "random": may_rule and rng.random() < 0.1,

@@ -194,7 +194,7 @@ class Reference:
             written = [i for i in self.instances if i[1] in members]
             read = [i for i in self.instances if self.needed[i].intersection(members)]
             read = [i for i in read if i[1] < 0 or self.place[i[1]] != place]
-            total += machine.launch + sum(map(self.bytes, written + read)) / machine.bandwidth
+            total += machine.launch
             total += sum(self.access(i).store for i in written)
             total += sum(self.access(i).load for i in read)
         return total

@@ -7,7 +7,7 @@ import math
 import pytest
 from problems import Net, forward_values, random_problem, random_schedule, small_chain, subsets
 
-from recut.partitioners.bound import added_seconds_bound
+from recut.partitioners.bound import seconds_bound
 from recut.partitioners.evaluator import measure
 from recut.partitioners.machine import CPU
 from recut.partitioners.planner import Planner
@@ -25,8 +25,8 @@ def test_no_schedule_beats_the_bound(compiler):
         problem = random_problem(seed, compiler)
         for draw in range(3):
             schedule = random_schedule(problem, 3 * seed + draw)
-            bound = added_seconds_bound(problem, measure(problem, schedule).peak)
-            assert bound <= schedule.added_seconds(problem) + 1e-11, (seed, draw)
+            bound = seconds_bound(problem, measure(problem, schedule).peak)
+            assert bound <= schedule.seconds(problem) + 1e-11, (seed, draw)
             positive += bound > 0
     assert positive > 20
 
@@ -39,10 +39,10 @@ def test_no_lazy_schedule_of_a_chain_beats_the_bound(compiler):
         points = []
         for saved in subsets(forward_values(problem)):
             schedule = lazy_schedule(problem, saved)
-            points.append((measure(problem, schedule).peak, schedule.added_seconds(problem)))
+            points.append((measure(problem, schedule).peak, schedule.seconds(problem)))
         for budget in sorted({peak for peak, _ in points}):
             best = min(cost for peak, cost in points if peak <= budget)
-            bound = added_seconds_bound(problem, budget)
+            bound = seconds_bound(problem, budget)
             assert bound <= best + 1e-11, (seed, budget)
             total += best > 0
             close += bound > 0 and best <= 2 * bound
@@ -66,18 +66,18 @@ def two_matmuls(**more):
     [(210, 0.0), (209, 0.01), (110, 1.0), (60, 2.5), (10, 4.0), (9, math.inf)],
 )
 def test_the_cheapest_goes_first_and_the_output_stays(budget, seconds):
-    assert added_seconds_bound(two_matmuls(), budget) == pytest.approx(seconds)
+    assert seconds_bound(two_matmuls(), budget) == pytest.approx(seconds)
 
 
 def test_what_must_be_saved_never_runs_again():
     problem = two_matmuls(rule=Rule.MUST_SAVE, reason="by the test")
-    assert added_seconds_bound(problem, 110) == pytest.approx(3.0)
-    assert added_seconds_bound(problem, 109) == math.inf
+    assert seconds_bound(problem, 110) == pytest.approx(3.0)
+    assert seconds_bound(problem, 109) == math.inf
 
 
 def test_what_must_run_again_is_never_kept():
     problem = two_matmuls(rule=Rule.MUST_RECOMPUTE, reason="by the test")
-    assert added_seconds_bound(problem, 10**6) == pytest.approx(1.0)
+    assert seconds_bound(problem, 10**6) == pytest.approx(1.0)
 
 
 def test_what_only_the_backward_needs_runs_once_in_any_case():
@@ -88,14 +88,14 @@ def test_what_only_the_backward_needs_runs_once_in_any_case():
     (out,) = net.op("out", (a,), 10, seconds=1.0)
     (g,) = net.op("back", (b,), 10, seconds=1.0, **BACKWARD)
     problem = net.problem((out,), (g,))
-    assert added_seconds_bound(problem, 110) == 0.0
-    assert added_seconds_bound(problem, 10) == pytest.approx(1.0)
+    assert seconds_bound(problem, 110) == 0.0
+    assert seconds_bound(problem, 10) == pytest.approx(1.0)
 
 
 def test_a_problem_without_a_forward_has_nothing_to_add():
     net = Net()
     (g,) = net.op("back", (net.input(),), 10, **BACKWARD)
-    assert added_seconds_bound(net.problem((), (g,)), 10) == 0.0
+    assert seconds_bound(net.problem((), (g,)), 10) == 0.0
 
 
 def test_plans_carry_it():
@@ -103,9 +103,9 @@ def test_plans_carry_it():
         planner = Planner(small_chain(seed), CPU)
         plan = planner.plan(planner.floor)
         if plan.planner != "min-cut":
-            assert plan.bound_seconds == added_seconds_bound(planner.problem, planner.floor)
+            assert plan.bound_seconds == seconds_bound(planner.problem, planner.floor)
         # What a plan may not use is in the bound all the same.
         plan = planner.plan(int(planner.floor * 1.1) + 1, 1 / 1.1)
         if plan.planner != "min-cut":
-            assert plan.bound_seconds == added_seconds_bound(planner.problem, plan.budget)
+            assert plan.bound_seconds == seconds_bound(planner.problem, plan.budget)
             assert plan.peak <= plan.budget
