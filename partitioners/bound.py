@@ -1,4 +1,4 @@
-"""A lower bound on the time that any plan under a budget adds, whatever its order.
+"""A lower bound on the time that any plan under a budget adds.
 
 At the end of the forward everything is alive at once that the backward will read of it. Let s_v = 1
 where value v is kept until then, and r_o = 1 where the backward runs op o of the forward again.
@@ -11,11 +11,19 @@ Every schedule within the budget satisfies
 
 with s_v = 1, at no cost, for what the forward returns. The linear relaxation is the bound: a
 minimum cut with one knapsack row. An op that only the backward needs costs nothing: it runs once in
-any case. The bound holds for any number of recomputations and any order of the backward. It knows
-one moment only, so a plan that is far above it may still be the best there is.
+any case. The bound holds for any number of recomputations and any order of the backward.
+
+It knows one moment only. For the order that the planners give the backward, the same can be said of
+the moment at which one of the backward's own ops runs: of what this op and those behind it read,
+some was kept or made before, and the rest is made from then on. What the op itself reads and makes
+is alive then whatever a plan does, and so are the gradients that were made before and are read or
+returned behind it. What was recomputed before that moment and is kept over it counts as kept, at no
+more than the price of its op.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -24,10 +32,16 @@ from scipy.sparse import coo_array
 from recut.partitioners.problem import Phase, Problem, Rule
 
 
-def seconds_bound(problem: Problem, budget: int) -> float:
+def seconds_bound(problem: Problem, budget: int, moment: int | None = None) -> float:
     """Return seconds that no plan within ``budget`` bytes can do without.
 
     In the terms of ``Schedule.seconds``. Infinite where no plan can fit.
+
+    Args:
+        problem: the problem.
+        budget: bytes.
+        moment: one of the backward's own ops, of which :func:`is_moment` is true; the bound is then
+            one for ``problem.backward_order``. The end of the forward where it is not given.
     """
     ops, values, is_backward = problem.ops, problem.values, problem.is_backward
     made = [v for v, x in enumerate(values) if x.producer >= 0 and not is_backward[x.producer]]
@@ -37,18 +51,25 @@ def seconds_bound(problem: Problem, budget: int) -> float:
     count = len(made) + len(again)
     if not count:
         return 0.0
+    order = problem.backward_order
+    place = 0 if moment is None else order.index(moment)
+    late = order[place:]
     low, high, cost = np.zeros(count), np.ones(count), np.zeros(count)
     cost[: len(made)] = problem.tables.save[made]
-    for v in problem.forward_made(problem.forward_outputs):
-        low[column[v]] = 1
-        cost[column[v]] = 0
     for i, k in again.items():
         cost[k] = 0.0 if ops[i].phase is Phase.EITHER else ops[i].seconds
         if ops[i].rule is Rule.MUST_SAVE and ops[i].phase is not Phase.EITHER:
             high[k] = 0
-        if ops[i].rule is Rule.MUST_RECOMPUTE:
-            for v in ops[i].outputs:
-                high[column[v]] = max(0, low[column[v]])
+        for v in ops[i].outputs:
+            if moment is not None:
+                cost[column[v]] = min(cost[column[v]], cost[k])
+                if ops[i].rule is Rule.MUST_RECOMPUTE:
+                    cost[column[v]] = cost[k]
+            elif ops[i].rule is Rule.MUST_RECOMPUTE:
+                high[column[v]] = 0
+    for v in problem.forward_made(problem.forward_outputs):
+        low[column[v]] = high[column[v]] = 1
+        cost[column[v]] = 0
     rows: list[tuple[int, int, float]] = []
     least: list[float] = []
 
@@ -59,20 +80,61 @@ def seconds_bound(problem: Problem, budget: int) -> float:
             rows.append((row, by, -1.0))
         least.append(1.0 if by is None else 0.0)
 
-    for i, op in enumerate(ops):
-        for v in problem.forward_made(op.inputs):
+    for i in (*forward, *late):
+        for v in problem.forward_made(ops[i].inputs):
             if values[v].producer != i:
                 need(v, None if is_backward[i] else again[i])
     for v in problem.forward_made(problem.backward_outputs):
         need(v, None)
+    size = np.array([values[v].bytes for v in made], dtype=np.float64)
     # What is read of an input's copy in the backward is alive at the end of the forward as well.
-    copies = {v for i, op in enumerate(ops) if is_backward[i] for v in op.inputs}
-    room = budget - sum(values[v].bytes for v in copies if values[v].producer < 0)
-    scale = max(1, *(values[v].bytes for v in made)) if made else 1
+    copies = {v for i in late for v in ops[i].inputs if values[v].producer < 0}
+    room = budget - sum(values[v].bytes for v in copies)
+    if moment is not None:
+        read = [column[v] for v in problem.forward_made(ops[moment].inputs)]
+        room -= ops[moment].workspace + int(size[read].sum())
+        size[read] = 0
+        room -= sum(values[v].bytes for v in _gradients(problem, order, place))
+    scale = max(1.0, float(size.max(initial=0)))
     row = len(least)
-    rows.extend((row, column[v], -values[v].bytes / scale) for v in made if values[v].bytes)
+    rows.extend((row, k, -x / scale) for k, x in enumerate(size.tolist()) if x)
     least.append(-room / scale)
     return _least(cost, rows, np.array(least), Bounds(low, high))
+
+
+def is_moment(problem: Problem, i: int) -> bool:
+    """Return whether all that an op reads and makes is in memory while it runs.
+
+    Under Inductor what fuses may stay inside a kernel; what writes in place takes over a buffer.
+    """
+    op = problem.ops[i]
+    fused = problem.compiler == "inductor" and problem.fuses[i]
+    return problem.is_backward[i] and not fused and not op.inplace
+
+
+def _gradients(problem: Problem, order: Sequence[int], place: int) -> set[int]:
+    """Return what the backward's own ops have made that is alive at a place of their order."""
+    inductor = problem.compiler == "inductor"
+    returned = set(problem.backward_outputs)
+    behind = {v: i for i in order[place + 1 :] for v in problem.ops[i].inputs}
+    whole = {
+        v
+        for i in order[place + 1 :]
+        if not (inductor and problem.fuses[i])
+        for v in problem.ops[i].inputs
+    }
+    now = problem.ops[order[place]]
+    alive = {v for v in now.inputs if _is_own(problem, v)} | set(now.outputs)
+    for i in order[:place]:
+        # What a kernel makes for other kernels alone may be evaluated anew in them.
+        kept = whole if inductor and problem.fuses[i] else behind
+        alive.update(v for v in problem.ops[i].outputs if v in kept or v in returned)
+    return alive
+
+
+def _is_own(problem: Problem, v: int) -> bool:
+    producer = problem.values[v].producer
+    return producer >= 0 and problem.is_backward[producer]
 
 
 def _least(

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recut.partitioners.bound import seconds_bound
 from recut.partitioners.errors import ForeignPlan, InvalidSchedule
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,9 @@ class Plan:
         peak: predicted peak in bytes.
         added_seconds: predicted time of running ops again and of saving, beyond what the cheapest
             plan without a budget takes for them, in seconds (``Schedule.seconds``).
-        bound_seconds: no plan under the budget adds less than this, in seconds (0: not known).
+        bound_seconds: no plan under the budget that runs the backward's own ops in this order adds
+            less than this, in seconds (0: not known).
+        any_order_seconds: the same of any order.
         planner: which planner answered.
         observed: (op, bytes) that compiled code was seen to hold beyond the problem's own count,
             and that ``peak`` includes.
@@ -40,6 +41,7 @@ class Plan:
     peak: int
     added_seconds: float
     bound_seconds: float
+    any_order_seconds: float
     planner: str
     observed: tuple[tuple[int, int], ...] = ()
 
@@ -74,6 +76,7 @@ class Plan:
             "peak": self.peak,
             "added_seconds": self.added_seconds,
             "bound_seconds": self.bound_seconds,
+            "any_order_seconds": self.any_order_seconds,
             "planner": self.planner,
             "observed": [list(pair) for pair in self.observed],
             "forward": list(self.schedule.forward),
@@ -105,6 +108,7 @@ class Plan:
             _field(data, "peak", int),
             float(_field(data, "added_seconds", int, float)),
             float(_field(data, "bound_seconds", int, float)),
+            float(_field(data, "any_order_seconds", int, float)),
             _field(data, "planner", str),
             tuple((op, size) for op, size in observed),
         )
@@ -124,7 +128,12 @@ def _field(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
 
 
 def make_plan(
-    problem: Problem, schedule: Schedule, budget: int, planner: str, cheapest: float = 0.0
+    problem: Problem,
+    schedule: Schedule,
+    budget: int,
+    planner: str,
+    added: float = 0.0,
+    bounds: tuple[float, float] = (0.0, 0.0),
 ) -> Plan:
     """Return a Plan for a schedule after checking and evaluating it.
 
@@ -133,19 +142,17 @@ def make_plan(
         schedule: its schedule.
         budget: bytes.
         planner: which planner made it.
-        cheapest: what any schedule takes for recomputing and saving, in seconds.
+        added: ``Plan.added_seconds``.
+        bounds: ``Plan.bound_seconds`` and ``Plan.any_order_seconds``.
     """
     schedule.check(problem)
-    added = max(0.0, schedule.seconds(problem) - cheapest)
-    # A plan that adds nothing needs no bound.
-    bound = max(0.0, seconds_bound(problem, budget) - cheapest) if added else 0.0
     return Plan(
         problem.digest,
         schedule,
         budget,
         evaluate(problem, schedule).peak,
         added,
-        bound,
+        *bounds,
         planner,
         tuple((i, o.observed) for i, o in enumerate(problem.ops) if o.observed),
     )

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
+from recut.partitioners.bound import is_moment, seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget
 from recut.partitioners.evaluator import evaluate, measure
 from recut.partitioners.fastest import fastest
@@ -138,7 +139,29 @@ class Planner:
         return self._made(found[0].schedule, budget, found[1])
 
     def _made(self, schedule: Schedule, budget: int, planner: str) -> Plan:
-        return make_plan(self.problem, schedule, budget, planner, self.cheapest_seconds)
+        problem = self.problem
+        added = max(0.0, schedule.seconds(problem) - self.cheapest_seconds)
+        bounds = self.bounds(budget) if added else (0.0, 0.0)
+        return make_plan(problem, schedule, budget, planner, added, bounds)
+
+    def bounds(self, budget: int) -> tuple[float, float]:
+        """Return what any plan under ``budget`` bytes adds: in the backward's order, and in any.
+
+        In the terms of ``Plan.added_seconds``, in seconds.
+        """
+        any_order = max(0.0, seconds_bound(self.problem, budget) - self.cheapest_seconds)
+        if self._fullest is None:
+            return any_order, any_order
+        in_order = seconds_bound(self.problem, budget, self._fullest) - self.cheapest_seconds
+        return max(any_order, in_order), any_order
+
+    @cached_property
+    def _fullest(self) -> int | None:
+        """The op of the backward at which the fastest plan holds most, of those with a bound."""
+        lives = measure(self.problem, self.fastest)
+        entries = enumerate(self.fastest.backward, start=lives.split)
+        found = [(int(lives.live[t]), -t, i) for t, i in entries if is_moment(self.problem, i)]
+        return max(found)[2] if found else None
 
     def _cheapest(self, budget: int) -> tuple[Candidate, str] | None:
         """Return the cheapest schedule that the programs give under a budget, and who found it."""
@@ -157,7 +180,8 @@ class Planner:
 
         _climb(len(self.programs), bound, self._effort)
         for rank, k in enumerate(sorted(solved, key=lambda k: (solved[k].target, k))):
-            if best is not None and (rank >= _ROUNDED or solved[k].target >= best.seconds):
+            # A program errs on the side of caution: the least of all is not always the best's.
+            if best is not None and rank >= _ROUNDED:
                 break
             if time.monotonic() > end:
                 name = "segments (cut short by solver_seconds)"

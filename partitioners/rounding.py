@@ -22,6 +22,10 @@ from recut.partitioners.tables import Flags
 _PRECISION = 1e-6
 # Where the leanest level is over the budget, the program is solved again for a smaller one.
 _ROUNDS = 4
+# How often it is solved again for a larger one.
+_RAISES = 2
+# A schedule that leaves more than this share of the budget leaves too much.
+_ROOM = 0.01
 
 
 @dataclass(frozen=True)
@@ -84,20 +88,31 @@ class _Attempts:
 
 
 def fill(program: Program, budget: int, solution: Solution | None) -> Candidate | None:
-    """Return the cheapest schedule found that fits ``budget`` bytes; ``solution`` is for it."""
+    """Return the cheapest schedule found that fits ``budget`` bytes; ``solution`` is for it.
+
+    The program knows a few moments, and the lives of what is recomputed for one schedule. So its
+    answers are a little over the budget or under it, and it is asked again for less or more.
+    """
     attempts = _Attempts(program, budget)
     target = float(budget)
+    most = float("inf")  # what gave an answer over the budget
+    raises = 0
     for _ in range(_ROUNDS):
         found = [] if solution is None else levels(solution)
         if not found:
             break
         over = attempts.excess(found[0])
-        if over <= 0:
+        if over > 0:
+            most, target = target, target - over * 1.02
+        else:
             _climb(attempts, found)
-            return attempts.best
-        target -= over * 1.02
+            room = budget - attempts.best.peak if attempts.best else 0
+            if room < budget * _ROOM or raises == _RAISES:
+                return attempts.best
+            raises += 1
+            target = min(target + room, (target + most) / 2)
         solution = program.solve(target)
-    if attempts.best is not None and found:
+    if attempts.best is not None and found and over > 0:
         _climb(attempts, [np.zeros_like(found[0]), found[0]])
     return attempts.best
 

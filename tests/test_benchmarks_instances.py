@@ -1,0 +1,66 @@
+"""Published instances: read as they are written, counted twice, refused where they are others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from problems import random_schedule
+
+from benchmarks import instances
+from recut.partitioners.evaluator import measure
+from recut.partitioners.problem import Phase
+
+LAYERS = 12
+
+
+def chain(path):
+    """Write a training graph of a chain: each layer's gradient reads its input and the gradient."""
+    nodes = [
+        {"name": f"f{k}", "backward": False, "cost_cpu": 5, "cost_ram": 100} for k in range(LAYERS)
+    ]
+    nodes += [
+        {"name": f"b{k}", "backward": True, "cost_cpu": 10, "cost_ram": 50} for k in range(LAYERS)
+    ]
+    links = [(k - 1, k) for k in range(1, 2 * LAYERS)]
+    links += [(LAYERS - 1 - k, LAYERS + k) for k in range(1, LAYERS)]
+    graph = {
+        "directed": True,
+        "multigraph": False,
+        "graph": {},
+        "nodes": [{"id": k, **node} for k, node in enumerate(nodes)],
+        "links": [{"source": a, "target": b} for a, b in links],
+    }
+    path.write_text(json.dumps(graph))
+    return path
+
+
+def test_an_instance_becomes_a_problem(tmp_path):
+    problem = instances.to_problem(instances.read(chain(tmp_path / "chain.json")))
+    phases = [op.phase for op in problem.ops]
+    assert phases == [Phase.FORWARD] * LAYERS + [Phase.BACKWARD] * LAYERS
+    assert [v.bytes for v in problem.values] == [100] * LAYERS + [50] * LAYERS
+    for seed in range(50):
+        schedule = random_schedule(problem, seed)
+        runs = schedule.forward + schedule.backward
+        assert instances.peak(problem, runs) == measure(problem, schedule).peak
+
+
+def test_the_table_says_what_is_added_and_what_does_not_fit(tmp_path, capsys):
+    chain(tmp_path / "chain (test)_train_nx.json")
+    assert instances.main([str(tmp_path)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "chain" in line]
+    assert len(rows) == len(instances.PERCENTS)
+    assert all("%" in row for row in rows)
+    row = instances.solve("chain", instances.to_problem(instances.read(*tmp_path.iterdir())), 20)
+    assert row.added is None
+    assert row.floor > 0.2
+
+
+def test_graphs_without_a_backward_are_refused(tmp_path):
+    path = chain(tmp_path / "chain.json")
+    path.write_text(path.read_text().replace('"backward": ', '"other": '))
+    with pytest.raises(ValueError, match=r"chain\.json does not say"):
+        instances.read(path)
+    with pytest.raises(SystemExit):
+        instances.main([str(tmp_path)])
