@@ -114,27 +114,19 @@ def is_moment(problem: Problem, i: int) -> bool:
 
 def _gradients(problem: Problem, order: Sequence[int], place: int) -> set[int]:
     """Return what the backward's own ops have made that is alive at a place of their order."""
-    inductor = problem.compiler == "inductor"
-    returned = set(problem.backward_outputs)
-    behind = {v: i for i in order[place + 1 :] for v in problem.ops[i].inputs}
-    whole = {
-        v
-        for i in order[place + 1 :]
-        if not (inductor and problem.fuses[i])
-        for v in problem.ops[i].inputs
-    }
+    fused = problem.fuses if problem.compiler == "inductor" else [False] * len(problem.ops)
     now = problem.ops[order[place]]
-    alive = {v for v in now.inputs if _is_own(problem, v)} | set(now.outputs)
+    kept = {*now.inputs, *problem.backward_outputs}
+    # What a kernel makes for other kernels alone may be evaluated anew in them.
+    kept_whole = set(kept)
+    for i in order[place + 1 :]:
+        kept.update(problem.ops[i].inputs)
+        if not fused[i]:
+            kept_whole.update(problem.ops[i].inputs)
+    alive = set(now.outputs)
     for i in order[:place]:
-        # What a kernel makes for other kernels alone may be evaluated anew in them.
-        kept = whole if inductor and problem.fuses[i] else behind
-        alive.update(v for v in problem.ops[i].outputs if v in kept or v in returned)
+        alive.update((kept_whole if fused[i] else kept).intersection(problem.ops[i].outputs))
     return alive
-
-
-def _is_own(problem: Problem, v: int) -> bool:
-    producer = problem.values[v].producer
-    return producer >= 0 and problem.is_backward[producer]
 
 
 def _least(

@@ -113,11 +113,9 @@ class Program:
         if room.min(initial=0.0) < 0:
             return None
         x = _minimise(self._cost, matrix, np.concatenate([most, room]))
-        return (
-            None
-            if x is None
-            else self._solution(x, float(self.columns.seconds @ x) + self._fixed_seconds)
-        )
+        if x is None:
+            return None
+        return self._solution(x, float(self.columns.seconds @ x) + self._fixed_seconds)
 
     @cached_property
     def lowest(self) -> Solution | None:

@@ -106,13 +106,14 @@ def fill(program: Program, budget: int, solution: Solution | None) -> Candidate 
             most, target = target, target - over * 1.02
         else:
             _climb(attempts, found)
-            room = budget - attempts.best.peak if attempts.best else 0
+            assert attempts.best is not None  # the first level fits
+            room = budget - attempts.best.peak
             if room < budget * _ROOM or raises == _RAISES:
                 return attempts.best
             raises += 1
             target = min(target + room, (target + most) / 2)
         solution = program.solve(target)
-    if attempts.best is not None and found and over > 0:
+    if attempts.best is not None and found and over > 0 and not raises:
         _climb(attempts, [np.zeros_like(found[0]), found[0]])
     return attempts.best
 

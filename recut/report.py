@@ -31,8 +31,9 @@ class GraphReport:
         scheduled_peak: the most bytes that Inductor's generated kernels hold at one moment; None
             where no code was generated (without Inductor, or from a cache).
         attempts: how often the graph was planned until its kernels held the budget.
-        gap_seconds: how much of the recomputation no proof says that every plan under the budget
-            needs, seconds; the best plan there is may save that much, and no more.
+        gap_seconds: how much of what is added no proof says that every plan needs that is under the
+            budget and keeps the order of the backward's own ops, seconds; the best such plan there
+            is may save that much, and no more.
         bases: how many ops have a price that was declared, measured or modelled, or none (unknown).
         unpriced: what is never recomputed, because nobody knows its cost.
         machine: the description of the machine that set the prices, and where it is from.

@@ -38,7 +38,7 @@ def test_a_description_survives_json(machine):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"version": 0}, "version 1"),
+        ({"version": 0}, "version 2"),
         ({"bandwidth": None}, "bandwidth has to be a positive number, not None"),
         ({"bandwidth": -1.0}, "bandwidth has to be"),
         ({"launch": float("nan")}, "launch has to be"),

@@ -123,8 +123,8 @@ def test_a_lower_budget_never_gives_a_higher_peak():
         assert low.peak <= high.peak, (seed, low.budget, high.budget)
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="each budget is planned alone, by heuristics")
 def test_a_lower_budget_never_gives_a_cheaper_plan():
+    """Each budget is planned alone, so nothing but the quality of the plans sees to it."""
     for seed, low, high in by_budget():
         assert low.added_seconds >= high.added_seconds - 1e-12, (seed, low.budget, high.budget)
 
