@@ -49,7 +49,7 @@ class Row:
 
 
 def read(path: Path) -> nx.DiGraph:
-    """Return an instance as a graph in topological order.
+    """Return an instance as a graph.
 
     Raises:
         ValueError: it is none of the training graphs.
@@ -116,19 +116,19 @@ def solve(name: str, problem: Problem, percent: int) -> Row:
         AssertionError: the plan is over the budget by a count of its own.
     """
     whole = sum(op.seconds for op in problem.ops)
-    budget = peak(problem, range(len(problem.ops))) * percent // 100
+    plain = peak(problem, range(len(problem.ops)))
+    budget = plain * percent // 100
     start = time.perf_counter()
     planner = Planner(problem, CPU)
     try:
         plan = planner.plan(budget)
     except InfeasibleBudget as error:
         seconds = time.perf_counter() - start
-        floor = error.floor / peak(problem, range(len(problem.ops)))
-        return Row(name, len(problem.ops), percent, None, None, seconds, floor)
+        return Row(name, len(problem.ops), percent, None, None, seconds, error.floor / plain)
     seconds = time.perf_counter() - start
-    runs = plan.schedule.forward + plan.schedule.backward
-    if peak(problem, runs) > budget:
-        raise AssertionError(f"{name} at {percent} %: {peak(problem, runs)} bytes of {budget}")
+    held = peak(problem, plan.schedule.forward + plan.schedule.backward)
+    if held > budget:
+        raise AssertionError(f"{name} at {percent} %: {held} bytes of {budget}")
     return Row(
         name,
         len(problem.ops),

@@ -61,12 +61,11 @@ def seconds_bound(problem: Problem, budget: int, moment: int | None = None) -> f
         if ops[i].rule is Rule.MUST_SAVE and ops[i].phase is not Phase.EITHER:
             high[k] = 0
         for v in ops[i].outputs:
-            if moment is not None:
-                cost[column[v]] = min(cost[column[v]], cost[k])
-                if ops[i].rule is Rule.MUST_RECOMPUTE:
-                    cost[column[v]] = cost[k]
-            elif ops[i].rule is Rule.MUST_RECOMPUTE:
-                high[column[v]] = 0
+            never_saved = ops[i].rule is Rule.MUST_RECOMPUTE
+            if moment is None:
+                high[column[v]] = not never_saved
+            elif never_saved or cost[k] < cost[column[v]]:
+                cost[column[v]] = cost[k]
     for v in problem.forward_made(problem.forward_outputs):
         low[column[v]] = high[column[v]] = 1
         cost[column[v]] = 0

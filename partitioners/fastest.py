@@ -16,14 +16,25 @@ from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule, lazy_schedule
 from recut.partitioners.timing import step_seconds
 
-# Factors on what an op that runs within its reader's kernel costs beside its arithmetic.
-_FACTORS = (1, 4, 8)
+# Further factors on what an op that runs within its reader's kernel costs beside its arithmetic.
+_FACTORS = (4, 8)
 
 
-def fastest(problem: Problem, machine: Machine) -> Schedule:
-    """Return the schedule that takes the least time whatever memory it needs."""
-    save = problem.save_seconds
-    cuts = {min_cut(problem, save, _recompute_prices(problem, factor)): None for factor in _FACTORS}
+def cheapest_cut(problem: Problem) -> frozenset[int]:
+    """Return the values to save so that the prices of ops and values add up to the least."""
+    return _cut(problem, 1)
+
+
+def fastest(problem: Problem, machine: Machine, cheapest: frozenset[int] | None = None) -> Schedule:
+    """Return the schedule that takes the least time whatever memory it needs.
+
+    Args:
+        problem: the problem.
+        machine: what starting a kernel costs.
+        cheapest: :func:`cheapest_cut`, where it is known already.
+    """
+    first = cheapest_cut(problem) if cheapest is None else cheapest
+    cuts = dict.fromkeys([first, *(_cut(problem, factor) for factor in _FACTORS)])
     schedules = [lazy_schedule(problem, saved) for saved in cuts]
     if len(schedules) == 1:
         return schedules[0]
@@ -32,8 +43,9 @@ def fastest(problem: Problem, machine: Machine) -> Schedule:
     return min(fast, key=lambda schedule: measure(problem, schedule).peak)
 
 
-def _recompute_prices(problem: Problem, factor: int) -> list[float]:
-    return [
+def _cut(problem: Problem, factor: int) -> frozenset[int]:
+    prices = [
         op.arithmetic + factor * (op.seconds - op.arithmetic) if fuses else op.seconds
         for op, fuses in zip(problem.ops, problem.is_pointwise, strict=True)
     ]
+    return min_cut(problem, problem.save_seconds, prices)

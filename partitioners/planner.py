@@ -22,10 +22,9 @@ from functools import cached_property
 
 from recut.partitioners.bound import is_moment, seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget
-from recut.partitioners.evaluator import evaluate, measure
-from recut.partitioners.fastest import fastest
+from recut.partitioners.evaluator import Liveness, evaluate, measure
+from recut.partitioners.fastest import cheapest_cut, fastest
 from recut.partitioners.machine import Machine
-from recut.partitioners.min_cut import min_cut
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Phase, Problem
 from recut.partitioners.program import Program, Solution
@@ -50,7 +49,7 @@ class Planner:
 
     Args:
         problem: the problem.
-        machine: prices of memory traffic.
+        machine: what starting a kernel costs.
         seconds: time for one plan; what it cuts short says so in its planner's name.
     """
 
@@ -62,23 +61,30 @@ class Planner:
     @cached_property
     def fastest(self) -> Schedule:
         """The fastest schedule."""
-        return fastest(self.problem, self.machine)
+        return fastest(self.problem, self.machine, self._cheapest_cut)
 
     @cached_property
+    def _cheapest_cut(self) -> frozenset[int]:
+        return cheapest_cut(self.problem)
+
+    @cached_property
+    def _fastest_lives(self) -> Liveness:
+        return measure(self.problem, self.fastest)
+
+    @property
     def fastest_peak(self) -> int:
         """Peak of the fastest schedule, bytes."""
-        return measure(self.problem, self.fastest).peak
+        return self._fastest_lives.peak
 
     @cached_property
     def cheapest_seconds(self) -> float:
         """What recomputing and saving take at least, whatever memory it needs, in seconds."""
         problem = self.problem
-        prices = [op.seconds for op in problem.ops]
-        schedule = lazy_schedule(problem, min_cut(problem, problem.save_seconds, prices))
+        schedule = lazy_schedule(problem, self._cheapest_cut)
         # To the cut, what only the backward needs costs nothing; here the forward may run it too.
-        twice = schedule.recomputed(problem)
-        either = (prices[i] for i in twice if problem.ops[i].phase is Phase.EITHER)
-        return schedule.seconds(problem) - sum(either)
+        twice = (problem.ops[i] for i in schedule.recomputed(problem))
+        either = sum(op.seconds for op in twice if op.phase is Phase.EITHER)
+        return schedule.seconds(problem) - either
 
     @cached_property
     def programs(self) -> tuple[Program, ...]:
@@ -158,7 +164,7 @@ class Planner:
     @cached_property
     def _fullest(self) -> int | None:
         """The op of the backward at which the fastest plan holds most, of those with a bound."""
-        lives = measure(self.problem, self.fastest)
+        lives = self._fastest_lives
         entries = enumerate(self.fastest.backward, start=lives.split)
         found = [(int(lives.live[t]), -t, i) for t, i in entries if is_moment(self.problem, i)]
         return max(found)[2] if found else None

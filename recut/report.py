@@ -80,7 +80,8 @@ class GraphReport:
     def _proof(self) -> str:
         if self.planner == "min-cut" or not self.step_seconds:
             return ""
-        return f" (at most {self.gap_seconds / self.step_seconds:.1%} more than any plan has to)"
+        gap = self.gap_seconds / self.step_seconds
+        return f" (at most {gap:.1%} more than any plan in this order has to)"
 
 
 def _mib(size: int) -> str:
