@@ -90,14 +90,23 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Liveness:
-    """A :class:`Timeline` as arrays: ``live`` by moment, the rest by instance."""
+    """A :class:`Timeline` as arrays: ``live`` by moment, the rest by instance of the ``trace``."""
 
+    trace: Trace
     live: Ints
-    value: Ints
     start: Ints
     end: Ints
     bytes: Ints
-    split: int
+
+    @property
+    def value(self) -> Ints:
+        """The value of each instance."""
+        return self.trace.value
+
+    @property
+    def split(self) -> int:
+        """Index of the first moment of the backward."""
+        return self.trace.split
 
     @property
     def peak(self) -> int:
@@ -120,7 +129,7 @@ def measure(problem: Problem, schedule: Schedule) -> Liveness:
     np.subtract.at(change, lives.end + 1, size)
     live = np.cumsum(change[:n]) + trace.tables.workspace[trace.order]
     _subtract_inplace(trace, lives, size, live)
-    return Liveness(live, trace.value, lives.start, lives.end, size, trace.split)
+    return Liveness(trace, live, lives.start, lives.end, size)
 
 
 def evaluate(problem: Problem, schedule: Schedule) -> Timeline:

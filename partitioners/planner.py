@@ -5,7 +5,9 @@
    linear program of what else to save (``program.py``). The programs' costs fall and rise again
    with the number of segments, so the search walks from the middle to where they are least; the
    most promising ones are rounded (``rounding.py``), and the cheapest answer wins.
-3. The floor: the lowest peak over the segmentations near the one that needs least. It is found
+3. Where that costs much more than the bound (``bound.py``), the same for segmentations in two
+   levels, in which a segment is recomputed as a whole first and piece by piece again.
+4. The floor: the lowest peak over the segmentations near the one that needs least. It is found
    without looking at the budget, so a lower budget never gives a higher peak.
 
 The work is counted, not timed: the same problem and budget give the same plan on every machine,
@@ -17,8 +19,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 from recut.partitioners.bound import is_moment, seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget
@@ -29,7 +31,7 @@ from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Phase, Problem
 from recut.partitioners.program import Program, Solution
 from recut.partitioners.rounding import Candidate, fill, shrink
-from recut.partitioners.schedule import Schedule, lazy_schedule
+from recut.partitioners.schedule import Schedule, Stretches, lazy_schedule
 from recut.partitioners.segments import Forward
 from recut.partitioners.timing import step_seconds
 
@@ -40,8 +42,34 @@ _PATIENCE = 2
 _SMALL = 400
 # Programs that are rounded, the most promising first; more only until one has an answer.
 _ROUNDED = 3
+_IN_VAIN = 6
 # A program whose leanest schedule is this much over a budget has nothing cheap to offer under it.
 _SHRINKS = 1.25
+# Segments in segments are worth a look where a plan may lose this share of a step.
+_LOSS = 0.005
+# How often a schedule becomes the base of a program that improves on it.
+_IMPROVEMENTS = 3
+
+# What a program is worth: less is better.
+Value = Callable[[int, int], tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A schedule that a search has found, what a step of it takes, and whether time ran out."""
+
+    candidate: Candidate
+    step: float
+    cut_short: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """What it takes to recompute and to save."""
+        return self.candidate.seconds
+
+    def name(self, planner: str) -> str:
+        """Return the planner's name for a plan."""
+        return f"{planner} (cut short by solver_seconds)" if self.cut_short else planner
 
 
 class Planner:
@@ -57,6 +85,8 @@ class Planner:
         self.problem = problem
         self.machine = machine
         self.seconds = seconds
+        self._programs: dict[tuple[int, int], Program] = {}
+        self._answers: dict[int, tuple[Candidate, str] | None] = {}
 
     @cached_property
     def fastest(self) -> Schedule:
@@ -87,12 +117,25 @@ class Planner:
         return schedule.seconds(problem) - either
 
     @cached_property
-    def programs(self) -> tuple[Program, ...]:
-        """One program per distinct segmentation."""
-        forward = Forward(self.problem)
-        total = int(forward.made_bytes.sum())
-        found = dict.fromkeys(forward.cut(int(total / k)) for k in _SEGMENTS)
-        return tuple(Program(self.problem, b) for b in found)
+    def _forward(self) -> Forward:
+        return Forward(self.problem)
+
+    @cached_property
+    def _cuts(self) -> tuple[tuple[int, ...], ...]:
+        """Where the forward is divided, the coarsest segmentation first."""
+        total = int(self._forward.made_bytes.sum())
+        cuts = dict.fromkeys(self._forward.cut(int(total / k)) for k in _SEGMENTS)
+        # Different positions may be crossed by the same values.
+        return tuple({self._forward.crossings(cut): cut for cut in cuts}.values())
+
+    @cached_property
+    def _crossings(self) -> tuple[frozenset[int], ...]:
+        return tuple(map(self._forward.crossings, self._cuts))
+
+    @cached_property
+    def _step_seconds(self) -> float:
+        """What a step of the fastest plan takes."""
+        return step_seconds(self.problem, self.fastest, self.machine)
 
     @property
     def _effort(self) -> int:
@@ -103,16 +146,26 @@ class Planner:
     def lowest(self) -> Candidate:
         """The schedule with the lowest peak found for this problem."""
         best = Candidate(self.fastest_peak, self.fastest.seconds(self.problem), self.fastest)
-        most = min(program.peak for program in self.programs) * _SHRINKS
-        near = [program for program in self.programs if program.peak <= most]
+
+        def peak(k: int, finer: int) -> tuple[float, int]:
+            return (self._program(k, finer).peak, k)
+
+        for k in range(len(self._cuts)):
+            self._program(k, k)
+        self._nested(peak)
+        programs = self._programs.values()
+        most = min(program.peak for program in programs) * _SHRINKS
+        near = [program for program in programs if program.peak <= most]
         for program in sorted(near, key=lambda program: program.peak):
             best = min(best, shrink(program), key=lambda c: c.peak)
-        while True:
-            # What the heuristics find for this very peak may lie below it all the same.
-            found = self._cheapest(best.peak - 1) or self._cheapest(best.peak)
-            if found is None or found[0].peak >= best.peak:
-                return best
+        # What the programs find for this very peak may be cheaper, and lie below it all the same.
+        while found := self._cheapest(best.peak):
+            lower, best = found[0].peak < best.peak, found[0]
+            if not lower:
+                break
+        while found := self._cheapest(best.peak - 1):
             best = found[0]
+        return best
 
     @property
     def floor(self) -> int:
@@ -169,36 +222,95 @@ class Planner:
         found = [(int(lives.live[t]), -t, i) for t, i in entries if is_moment(self.problem, i)]
         return max(found)[2] if found else None
 
+    def _program(self, k: int, finer: int) -> Program:
+        """Return the program of a segmentation, with segments divided where another one divides."""
+        if (k, finer) not in self._programs:
+            stretches = None
+            if finer != k:
+                last = self._forward.ops((*self._cuts[k], *self._cuts[finer]))
+                stretches = Stretches(self.problem, last)
+            schedule = lazy_schedule(self.problem, self._crossings[k], stretches=stretches)
+            self._programs[k, finer] = Program(self.problem, schedule)
+        return self._programs[k, finer]
+
+    def _plain(self, value: Value) -> None:
+        """Ask for the values of segmentations."""
+        count = len(self._cuts)
+        _climb(range(count), count // 2, lambda k: value(k, k), self._effort)
+
+    def _nested(self, value: Value) -> None:
+        """Ask for the values of segmentations within segmentations."""
+        count = len(self._cuts)
+        if count < 2:
+            return
+        far = min(2, count - 1)
+        k = _climb(range(count - far), (count - far) // 2, lambda k: value(k, k + far), _PATIENCE)
+        q = _climb(range(k + 1, count), k + far, lambda q: value(k, q), _PATIENCE)
+        _climb(range(q), k, lambda k: value(k, q), _PATIENCE)
+
     def _cheapest(self, budget: int) -> tuple[Candidate, str] | None:
         """Return the cheapest schedule that the programs give under a budget, and who found it."""
-        best: Candidate | None = None
-        least = math.inf
-        name = "segments"
+        if budget not in self._answers:
+            self._answers[budget] = self._asked(budget)
+        return self._answers[budget]
+
+    def _asked(self, budget: int) -> tuple[Candidate, str] | None:
         end = time.monotonic() + self.seconds
-        solved: dict[int, Solution] = {}
+        plain = self._search(budget, self._plain, end)
+        if plain is not None:
+            loss = plain.seconds - self.cheapest_seconds - self.bounds(budget)[0]
+            if loss < self._step_seconds * _LOSS:
+                return plain.candidate, plain.name("segments")
+        nested = self._search(budget, self._nested, end)
+        if nested is None or (plain is not None and plain.step <= nested.step):
+            return None if plain is None else (plain.candidate, plain.name("segments"))
+        return nested.candidate, nested.name("nested segments")
 
-        def bound(k: int) -> tuple[float, int]:
-            solution = _solve(self.programs[k], budget)
+    def _search(self, budget: int, explore: Callable[[Value], None], end: float) -> _Found | None:
+        """Return the cheapest schedule under a budget that some programs give before ``end``."""
+        best: _Found | None = None
+        solved: dict[tuple[int, int], Solution] = {}
+
+        @cache
+        def value(k: int, finer: int) -> tuple[float, int]:
+            program = self._program(k, finer)
+            solution = _solve(program, budget)
             if solution is None:
-                return (math.inf, self.programs[k].peak)
-            solved[k] = solution
-            return (solution.target, self.programs[k].peak)
+                return (math.inf, program.peak)
+            solved[k, finer] = solution
+            return (solution.target, program.peak)
 
-        _climb(len(self.programs), bound, self._effort)
-        for rank, k in enumerate(sorted(solved, key=lambda k: (solved[k].target, k))):
+        explore(value)
+        for rank, key in enumerate(sorted(solved, key=lambda key: (solved[key].target, key))):
             # A program errs on the side of caution: the least of all is not always the best's.
-            if best is not None and rank >= _ROUNDED:
+            if rank >= (_IN_VAIN if best is None else _ROUNDED):
                 break
             if time.monotonic() > end:
-                name = "segments (cut short by solver_seconds)"
-                break
-            found = fill(self.programs[k], budget, solved[k])
+                return None if best is None else replace(best, cut_short=True)
+            found = fill(self._program(*key), budget, solved[key])
             if found is None:
                 continue
-            seconds = step_seconds(self.problem, found.schedule, self.machine)
-            if seconds < least:
-                best, least = found, seconds
-        return None if best is None else (best, name)
+            step = step_seconds(self.problem, found.schedule, self.machine)
+            if best is None or step < best.step:
+                best = _Found(found, step)
+        return None if best is None else self._improved(best, budget)
+
+    def _improved(self, best: _Found, budget: int) -> _Found:
+        """Return the best of a schedule and what a program with that base makes of it.
+
+        The program knows the lives of what this very schedule recomputes.
+        """
+        for _ in range(_IMPROVEMENTS):
+            program = Program(self.problem, best.candidate.schedule)
+            solution = program.solve(budget)
+            found = None if solution is None else fill(program, budget, solution)
+            if found is None or found.seconds >= best.seconds:
+                break
+            step = step_seconds(self.problem, found.schedule, self.machine)
+            if step >= best.step:
+                break
+            best = _Found(found, step)
+        return best
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""
@@ -242,18 +354,20 @@ def _solve(program: Program, budget: int) -> Solution | None:
     return program.solve(budget)
 
 
-def _climb(count: int, value: Callable[[int], tuple[float, int]], patience: int) -> None:
-    """Ask for the values around the least of 0 .. count - 1.
+def _climb(
+    among: range, start: int, value: Callable[[int], tuple[float, int]], patience: int
+) -> int:
+    """Ask for the values around the least of some numbers, and return where it is.
 
-    The walk starts in the middle and leaves a side where ``patience`` in a row are no better.
+    The walk leaves a side where ``patience`` in a row are no better.
     """
-    start = count // 2
-    best = value(start)
-    for side in (range(start - 1, -1, -1), range(start + 1, count)):
+    best, where = value(start), start
+    for side in (range(start - 1, among.start - 1, -1), range(start + 1, among.stop)):
         idle = 0
         for k in side:
             found = value(k)
             idle = 0 if found < best else idle + 1
-            best = min(best, found)
+            best, where = min((best, where), (found, k))
             if idle == patience:
                 break
+    return where

@@ -1,26 +1,29 @@
-"""What else to save between given boundaries: a linear program with one memory row per moment.
+"""What to keep instead of recomputing it: a linear program with one memory row per moment.
 
-Given boundaries, the lazy schedule that saves nothing else says when each value is recomputed and
-when it is last read. With r_o = 1 where op o is recomputed and s_v = 1 where value v is saved:
+A *base* schedule recomputes as much as it may, some of it several times (``segments.py``). It says
+when each value is made again and when it is last read. Let r_e = 1 where the recomputation e of the
+base takes place, and s_i = 1 where instance i of a value, which e makes in the base, is not made:
+the instance before it is *carried* on to i's readers. Carried from the forward, it is saved.
 
-    minimise   sum_o c_o r_o + sum_v p_v s_v
-    subject to s_v + r_o >= 1            for v read by the backward's own ops     (_availability)
-               s_u + r_p >= r_o          for every input u (made by p) of o       (_availability)
-               fixed_t + sum_v m_v (s_v [v not yet last read at t]
-                     + r_o [o recomputed, v not yet last read at t]) <= budget    (_memory)
+    minimise   sum_e c_e r_e + sum_i p_i s_i
+    subject to s_i + r_e >= 1            for i, made by e, that the backward's own ops read
+               s_i + r_e >= r_f          for i, made by e, that the recomputation f reads
+               s_h + r_d >= s_i          for i carried on from h, made by the recomputation d
+               fixed_t + sum_i m_i (s_i [t behind the end of h, before the last read of i]
+                     + r_e [e before t, t before the last read of i]) <= budget
 
-for a choice of moments t of the backward, with the prices p_v of saving (``Problem.save_seconds``).
-This is a minimum cut plus knapsack rows.
+for a choice of moments t of the backward, with the prices p_i of saving (``Problem.save_seconds``)
+where h was made in the forward. This is a minimum cut plus knapsack rows.
 
-What cannot matter is left out (:class:`_Columns`): a value u that one recomputed op o alone reads
-is never saved where what o makes is no larger and, saved, would be freed no later. Saving that
-instead takes no more memory and spares o as well. Where nothing else of the op p that makes u is
-read, r_p = r_o, and p and o share a column.
+What cannot matter is left out (:class:`_Columns`): an instance i that one recomputation f alone
+reads is never saved where what f makes is no larger, no dearer to save than i is beside f, and,
+saved, would be freed no later. Saving that instead takes no more memory and spares f as well.
+Where nothing else of the recomputation e that makes i is read, r_e = r_f, and e and f share a
+column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -31,7 +34,7 @@ from scipy.sparse import coo_array, csr_array, hstack, vstack
 
 from recut.partitioners.evaluator import Liveness, measure
 from recut.partitioners.problem import Problem
-from recut.partitioners.schedule import Schedule, lazy_schedule
+from recut.partitioners.schedule import Schedule, forward_order
 from recut.partitioners.tables import Flags, Floats, Ints
 
 _MOMENTS = 64
@@ -39,12 +42,12 @@ _MOMENTS = 64
 
 @dataclass(frozen=True)
 class Solution:
-    """A solution of a program: for each value that may be saved a share between 0 and 1.
+    """A solution of a program: for each instance that may be carried a share between 0 and 1.
 
     Attributes:
         target: what the program minimised: seconds (``Schedule.seconds``), or the peak in bytes.
-        remade: how far the op that makes the value is recomputed.
-        kept: how far the backward has the value, saved or recomputed.
+        remade: how far it is recomputed.
+        kept: how far the backward has it, carried or recomputed.
     """
 
     target: float
@@ -53,21 +56,16 @@ class Solution:
 
 
 class Program:
-    """The linear program for one set of boundaries; solved for several budgets.
+    """The linear program for one base schedule; solved for several budgets.
 
     Attributes:
         problem: the problem.
-        boundaries: values that are saved in any case.
+        schedule: the base; what it saves is saved in any case.
     """
 
-    def __init__(self, problem: Problem, boundaries: Collection[int]) -> None:
+    def __init__(self, problem: Problem, schedule: Schedule) -> None:
         self.problem = problem
-        self.boundaries = frozenset(boundaries)
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """The lazy schedule that saves nothing but the boundaries."""
-        return lazy_schedule(self.problem, self.boundaries)
+        self.schedule = schedule
 
     @cached_property
     def _lives(self) -> Liveness:
@@ -75,20 +73,30 @@ class Program:
 
     @property
     def peak(self) -> int:
-        """Its peak, bytes."""
+        """The base's peak, bytes."""
         return self._lives.peak
 
     @cached_property
     def _fixed_seconds(self) -> float:
-        """What every solution costs: to save the boundaries."""
+        """What every solution costs: to save what the base saves."""
         return float(self.problem.tables.save[list(self.schedule.saved(self.problem))].sum())
+
+    @cached_property
+    def _again(self) -> _Again:
+        return _Again(self.problem, self._lives)
 
     @cached_property
     def columns(self) -> _Columns:
         """The program's columns."""
-        backward = np.array(self.schedule.backward, dtype=np.int64)
-        ops = np.sort(backward[~self.problem.tables.backward[backward]])
-        return _Columns(self.problem, ops, self._lives)
+        return _Columns(self.problem, self._lives, self._again)
+
+    def carrying(self, carried: Flags) -> Schedule:
+        """Return the base with some of ``columns.instances`` carried instead of made.
+
+        What nobody reads then is gone, and the rest runs right before the first of the backward's
+        own ops that needs it.
+        """
+        return self._again.carrying(self.columns.instances[carried])
 
     @cached_property
     def _rows(self) -> tuple[csr_array, Floats, Floats]:
@@ -133,8 +141,8 @@ class Program:
 
     def _solution(self, x: Floats, target: float) -> Solution:
         columns = self.columns
-        remade = x[columns.of_op[columns.problem.tables.producer[columns.values]]]
-        share = np.zeros(len(columns.values))
+        remade = x[columns.group[columns.instances]]
+        share = np.zeros(len(columns.instances))
         share[columns.is_column] = x[columns.groups :]
         return Solution(target, remade, remade + share)
 
@@ -151,133 +159,244 @@ def _minimise(cost: Floats, matrix: csr_array, most: Floats) -> Floats | None:
     return result.x if result.status == 0 else None
 
 
-class _Columns:
-    """Which column stands for what: first groups of recomputed ops, then saved values.
+class _Again:
+    """The instances that a schedule's recomputations make, and who reads them.
 
     Attributes:
-        ops: recomputed ops, sorted.
-        groups: number of columns that stand for groups of them.
-        of_op: for each op of the problem its group's column, -1 where it is not recomputed.
-        values: what the recomputed ops make and may be saved, sorted.
-        is_column: which of ``values`` have a column.
-        edges: (value, op) where a recomputed op reads what a recomputed op makes.
-        needed: which values of the problem the backward's own ops read.
+        made: for each instance, whether a recomputation makes it.
+        entry: for each instance the moment of the schedule at which it is made.
+        before: for each instance the one of the same value before it if a recomputation makes
+            that, -1 if the forward does or could.
+        passed_on: which instances are the one before another.
+        edges: (instance, moment): a recomputation reads what a recomputation makes.
+        needed: which instances the backward's own ops read, or the step returns.
+    """
+
+    def __init__(self, problem: Problem, lives: Liveness) -> None:
+        self.problem = problem
+        trace = lives.trace
+        self.order, self.split = trace.order, trace.split
+        own = problem.tables.backward[trace.order]
+        own[: trace.split] = True
+        self.entry = trace.start
+        self.made = self.entry >= trace.split
+        self.made[self.made] = ~own[self.entry[self.made]]
+        which = np.flatnonzero(self.made)
+        which = which[np.argsort(lives.value[which], kind="stable")]
+        self.before = np.full(len(self.made), -1)
+        same = lives.value[which[1:]] == lives.value[which[:-1]]
+        self.before[which[1:][same]] = which[:-1][same]
+        self.passed_on = np.zeros(len(self.made), dtype=np.bool_)
+        self.passed_on[self.before[self.before >= 0]] = True
+        inside = self.made[trace.read]
+        self._read, self._at = trace.read[inside], trace.at[inside]
+        by_own = own[self._at]
+        self.edges = self._read[~by_own], self._at[~by_own]
+        self.needed = trace.returned & self.made
+        self._returned = np.flatnonzero(self.needed).tolist()
+        self.needed[self._read[by_own]] = True
+
+    @cached_property
+    def _steps(self) -> list[tuple[int, bool, list[int]]]:
+        """The backward: each entry's op, whether it is a recomputation, the instances it reads."""
+        low = np.searchsorted(self._at, np.arange(self.split, len(self.order) + 1)).tolist()
+        read = self._read.tolist()
+        is_own = self.problem.is_backward
+        ops = self.order[self.split :].tolist()
+        return [(i, not is_own[i], read[low[k] : low[k + 1]]) for k, i in enumerate(ops)]
+
+    def carrying(self, carried: Ints) -> Schedule:
+        """Return the schedule with some instances carried from the one before instead of made."""
+        steps = self._steps
+        entry, before = self.entry.tolist(), self.before.tolist()
+        skip = set(carried.tolist())
+        never = len(steps)
+        # The stage at which an entry runs: the place of the own op that it runs in front of.
+        stage = [never + 1] * never
+
+        def ask(read: list[int], now: int) -> None:
+            for instance in read:
+                k = instance
+                while k in skip:
+                    k = before[k]
+                if k >= 0:
+                    place = entry[k] - self.split
+                    stage[place] = min(stage[place], now)
+
+        ask(self._returned, never)
+        runs: dict[int, set[int]] = {}
+        for place in range(len(steps) - 1, -1, -1):
+            i, recomputed, read = steps[place]
+            if not recomputed:
+                stage[place] = place
+            elif stage[place] <= never:
+                runs.setdefault(stage[place], set()).add(i)
+            else:
+                continue
+            ask(read, stage[place])
+        backward: list[int] = []
+        for place, (i, recomputed, _) in enumerate(steps):
+            if not recomputed:
+                backward.extend(sorted(runs.get(place, ())))
+                backward.append(i)
+        backward.extend(sorted(runs.get(never, ())))
+        partial = Schedule((), tuple(backward))
+        return Schedule(forward_order(self.problem, partial.saved(self.problem)), partial.backward)
+
+
+class _Columns:
+    """Which column stands for what: first groups of recomputations, then carried instances.
+
+    Attributes:
+        again: the instances that recomputations make.
+        groups: number of columns that stand for groups of recomputations.
+        group: for each instance the column of the recomputation that makes it, -1 without one.
+        of_entry: the same for each moment.
+        instances: those that may be carried instead of made, by their values.
+        is_column: which of them have a column.
+        used: which instances are read at all.
         seconds: what each column adds.
     """
 
-    def __init__(self, problem: Problem, ops: Ints, lives: Liveness) -> None:
-        self.problem = problem
-        self.ops = ops
-        tables = problem.tables
-        count = len(problem.values)
-        made, _ = tables.outputs.take(ops)
-        read, at = tables.inputs.take(ops)
-        is_made = np.zeros(count, dtype=np.bool_)
-        is_made[made] = True
-        inside = is_made[read]
-        self.edges = read[inside], ops[at[inside]]
-        self.needed = np.zeros(count, dtype=np.bool_)
-        self.needed[list(problem.backward_reads)] = True
-        readers = np.bincount(self.edges[0], minlength=count)
-        used = is_made & (self.needed | (readers > 0))
-        never = tables.never_saved.copy()
-        never[self.edges[0]] |= self._dominated(used, readers, lives)
-        self.of_op, self.groups = self._grouped(used, readers, never)
-        self.values = made[~tables.never_saved[made]]
-        self.is_column = (used & ~never)[self.values]
-        seconds = np.where(tables.forward[ops], tables.seconds[ops], 0.0)
+    def __init__(self, problem: Problem, lives: Liveness, again: _Again) -> None:
+        self.again = again
+        self.tables = tables = problem.tables
+        self.value = value = lives.value
+        order = again.order
+        count = len(value)
+        readers = np.bincount(again.edges[0], minlength=count)
+        self.used = again.needed | again.passed_on | (readers > 0)
+        from_forward = again.before < 0
+        never = again.made & from_forward & tables.never_saved[value]
+        may = again.made & ~never
+        never[again.edges[0]] |= self._dominated(readers, lives)
+        self._join(readers, never)
+        of = np.flatnonzero(may)
+        self.instances = of[np.argsort(value[of], kind="stable")]
+        self.is_column = (self.used & ~never)[self.instances]
+        entries = np.flatnonzero(self.of_entry >= 0)
+        seconds = tables.seconds[order[entries]].copy()
+        # What only the backward needs runs once in any case.
+        first = np.zeros(len(entries), dtype=np.bool_)
+        first[np.unique(order[entries], return_index=True)[1]] = True
+        seconds[first & ~tables.forward[order[entries]]] = 0.0
         self.seconds = np.zeros(self.groups + int(self.is_column.sum()))
-        np.add.at(self.seconds, self.of_op[ops], seconds)
-        self.seconds[self.groups :] = tables.save[self.values[self.is_column]]
+        np.add.at(self.seconds, self.of_entry[entries], seconds)
+        columns = self.instances[self.is_column]
+        self.seconds[self.groups :] = np.where(from_forward, tables.save[value], 0.0)[columns]
 
-    def _dominated(self, used: Flags, readers: Ints, lives: Liveness) -> Flags:
-        """Return for each edge whether saving what its op makes is as good as saving its value."""
-        tables = self.problem.tables
-        makes = np.zeros(len(self.problem.ops), dtype=np.int64)
-        values = np.flatnonzero(used)
-        np.add.at(makes, tables.producer[values], tables.bytes[values])
-        fixed = np.zeros(len(self.problem.ops), dtype=np.bool_)
-        fixed[tables.producer[values[tables.never_saved[values]]]] = True
+    def _dominated(self, readers: Ints, lives: Liveness) -> Flags:
+        """Return for each edge whether saving what its reader makes is as good as its instance."""
+        again, tables, value, used = self.again, self.tables, self.value, self.used
+        entries = len(again.order)
+        makes = np.zeros(entries, dtype=np.int64)
+        np.add.at(makes, again.entry[used], tables.bytes[value[used]])
+        # A recomputation whose results may not be saved, or have been made again before.
+        fixed = np.zeros(entries, dtype=np.bool_)
+        fixed[again.entry[used & (tables.never_saved[value] | (again.before >= 0))]] = True
         # What runs inside its readers takes memory where it is saved, up to its own last reader.
-        again = lives.start >= lives.split
-        last = np.zeros(len(tables.bytes), dtype=np.int64)
-        last[lives.value[again]] = lives.end[again]
-        inside = lives.value[again & (lives.bytes == 0)]
-        until = np.zeros(len(self.problem.ops), dtype=np.int64)
-        np.maximum.at(until, tables.producer[inside], last[inside])
-        value, op = self.edges
-        alone = ~self.needed[value] & (readers[value] == 1)
-        dominated: Flags = alone & ~fixed[op] & (makes[op] <= tables.bytes[value])
-        dominated &= until[op] <= last[value]
+        inside = np.flatnonzero(again.made & (lives.bytes == 0))
+        until = np.zeros(entries, dtype=np.int64)
+        np.maximum.at(until, again.entry[inside], lives.end[inside])
+        instance, reader = again.edges
+        alone = ~again.needed[instance] & (readers[instance] == 1) & (again.before[instance] < 0)
+        alone &= ~again.passed_on[instance]
+        dominated: Flags = alone & ~fixed[reader] & (makes[reader] <= tables.bytes[value[instance]])
+        dominated &= until[reader] <= lives.end[instance]
+        # A dropout's mask is smaller than the numbers that it is drawn from, and dearer to store.
+        price = np.zeros(entries)
+        np.add.at(price, again.entry[used], tables.save[value[used]])
+        seconds = tables.seconds[again.order[reader]]
+        dominated &= price[reader] <= tables.save[value[instance]] + seconds
         return dominated
 
-    def _grouped(self, used: Flags, readers: Ints, never: Flags) -> tuple[Ints, int]:
-        """Return each op's group: an op that only one op's recomputation asks for joins it."""
-        tables = self.problem.tables
-        count = np.bincount(tables.producer[used], minlength=len(self.problem.ops))
-        value, op = self.edges
-        producer = tables.producer[value]
-        joins = used[value] & never[value] & ~self.needed[value]
-        joins &= (readers[value] == 1) & (count[producer] == 1)
-        leader = np.arange(len(self.problem.ops))
-        leader[producer[joins]] = op[joins]
+    def _join(self, readers: Ints, never: Flags) -> None:
+        """Number the groups: what only one recomputation asks for joins it."""
+        again = self.again
+        entries = len(again.order)
+        count = np.bincount(again.entry[self.used], minlength=entries)
+        instance, reader = again.edges
+        entry = again.entry[instance]
+        joins = never[instance] & ~again.needed[instance] & ~again.passed_on[instance]
+        joins &= (readers[instance] == 1) & (count[entry] == 1)
+        leader = np.arange(entries)
+        leader[entry[joins]] = reader[joins]
         while not np.array_equal(leader, further := leader[leader]):
             leader = further
-        groups, column = np.unique(leader[self.ops], return_inverse=True)
-        of_op = np.full(len(self.problem.ops), -1)
-        of_op[self.ops] = column
-        return of_op, len(groups)
+        moments = np.unique(again.entry[again.made])
+        groups, column = np.unique(leader[moments], return_inverse=True)
+        self.of_entry = np.full(entries, -1)
+        self.of_entry[moments] = column
+        self.groups = len(groups)
+        self.group = np.full(len(never), -1)
+        self.group[again.made] = self.of_entry[again.entry[again.made]]
 
     @cached_property
-    def of_value(self) -> Ints:
-        """For each value of the problem its column, -1 where it has none."""
-        out = np.full(len(self.problem.values), -1)
-        out[self.values[self.is_column]] = self.groups + np.arange(int(self.is_column.sum()))
+    def of_instance(self) -> Ints:
+        """For each instance its column, -1 where it has none."""
+        out = np.full(len(self.value), -1)
+        out[self.instances[self.is_column]] = self.groups + np.arange(int(self.is_column.sum()))
         return out
 
 
 def _availability(columns: _Columns) -> tuple[csr_array, Floats]:
     """Return the rows that let the backward have what it reads, and what they are at most."""
-    producer = columns.problem.tables.producer
-    value, op = columns.edges
-    asked = np.flatnonzero(columns.needed & (columns.of_op[producer] >= 0))
-    reader = columns.of_op[op]
-    keep = columns.of_op[producer[value]] != reader
-    pairs = np.unique(np.stack([value[keep], reader[keep]]), axis=1)
-    value = np.concatenate([asked, pairs[0]])
-    row = np.arange(len(value))
-    saved = columns.of_value[value] >= 0
+    again = columns.again
+    asked = np.flatnonzero(again.needed)
+    instance, reader = again.edges
+    reader = columns.of_entry[reader]
+    keep = columns.group[instance] != reader
+    # Who is carried on from a recomputation asks for it as a reader does.
+    after = columns.instances[columns.is_column]
+    after = after[again.before[after] >= 0]
+    pairs = np.concatenate(
+        [
+            np.stack([instance[keep], reader[keep]]),
+            np.stack([again.before[after], columns.of_instance[after]]),
+        ],
+        axis=1,
+    )
+    pairs = np.unique(pairs, axis=1)
+    instance = np.concatenate([asked, pairs[0]])
+    row = np.arange(len(instance))
+    saved = columns.of_instance[instance] >= 0
     entries = (
-        (row, columns.of_op[producer[value]], -1.0),
-        (row[saved], columns.of_value[value[saved]], -1.0),
+        (row, columns.group[instance], -1.0),
+        (row[saved], columns.of_instance[instance[saved]], -1.0),
         (row[len(asked) :], pairs[1], 1.0),
     )
     rows, cols, data = (
         np.concatenate(parts)
         for parts in zip(*((r, c, np.full(len(r), x)) for r, c, x in entries), strict=True)
     )
-    most = np.zeros(len(value))
+    most = np.zeros(len(instance))
     most[: len(asked)] = -1.0
-    return coo_array((data, (rows, cols)), shape=(len(value), len(columns.seconds))).tocsr(), most
+    shape = (len(instance), len(columns.seconds))
+    return coo_array((data, (rows, cols)), shape=shape).tocsr(), most
 
 
 def _memory(columns: _Columns, lives: Liveness) -> tuple[csr_array, Floats]:
     """Return the bytes of each column at some moments, and the bytes that are fixed there."""
-    tables = columns.problem.tables
-    again = (lives.start >= lives.split) & (columns.of_op[tables.producer[lives.value]] >= 0)
-    value, start, end, size = (x[again] for x in (lives.value, lives.start, lives.end, lives.bytes))
+    again, tables = columns.again, columns.tables
+    made = np.flatnonzero(again.made)
     moments = _worst(lives)
-    group = columns.of_op[tables.producer[value]]
+    group = columns.group[made]
     order = np.argsort(group, kind="stable")
     first = np.searchsorted(group[order], np.arange(columns.groups))
-    alive = (start[:, None] <= moments) & (moments <= end[:, None])
-    remade = np.add.reduceat((size[:, None] * alive)[order], first, axis=0)
-    last = np.full(len(columns.problem.values), -1)
-    last[value] = end
-    kept = columns.values[columns.is_column]
-    saved = tables.bytes[kept][:, None] * (moments <= last[kept][:, None])
-    fixed = lives.live[moments] - (size[:, None] * alive).sum(axis=0)
-    return csr_array(np.concatenate([remade, saved]).T.astype(np.float64)), fixed.astype(np.float64)
+    alive = (lives.start[made][:, None] <= moments) & (moments <= lives.end[made][:, None])
+    bytes_made = lives.bytes[made][:, None] * alive
+    remade = np.add.reduceat(bytes_made[order], first, axis=0)
+    kept = columns.instances[columns.is_column]
+    before = again.before[kept]
+    # An instance that ran inside its readers takes memory from its making on where it is carried.
+    since = np.where(lives.bytes[before] > 0, lives.end[before] + 1, lives.start[before])
+    since = np.where(before >= 0, since, 0)
+    alive = (since[:, None] <= moments) & (moments <= lives.end[kept][:, None])
+    carried = tables.bytes[lives.value[kept]][:, None] * alive
+    fixed = lives.live[moments] - bytes_made.sum(axis=0)
+    return csr_array(np.concatenate([remade, carried]).T.astype(np.float64)), fixed.astype(
+        np.float64
+    )
 
 
 def _worst(lives: Liveness) -> Ints:

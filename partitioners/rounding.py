@@ -15,7 +15,7 @@ import numpy as np
 
 from recut.partitioners.evaluator import measure
 from recut.partitioners.program import Program, Solution
-from recut.partitioners.schedule import Schedule, lazy_schedule
+from recut.partitioners.schedule import Schedule
 from recut.partitioners.tables import Flags
 
 # A level closer than this to another is the same one: the solver's own precision.
@@ -23,7 +23,9 @@ _PRECISION = 1e-6
 # Where the leanest level is over the budget, the program is solved again for a smaller one.
 _ROUNDS = 4
 # How often it is solved again for a larger one.
-_RAISES = 2
+_RAISES = 1
+# How many mixtures of two levels are tried.
+_TRIES = 12
 # A schedule that leaves more than this share of the budget leaves too much.
 _ROOM = 0.01
 
@@ -44,26 +46,25 @@ class Candidate:
 
 
 def bare(program: Program) -> Candidate:
-    """Return the schedule that saves nothing but the program's boundaries."""
+    """Return the program's base."""
     return Candidate(program.peak, program.schedule.seconds(program.problem), program.schedule)
 
 
-def saving(program: Program, saved: Flags) -> Candidate:
-    """Return the schedule that saves some of the program's values as well."""
-    problem = program.problem
-    values = program.columns.values[saved].tolist()
-    schedule = lazy_schedule(problem, program.boundaries.union(values))
-    return Candidate(measure(problem, schedule).peak, schedule.seconds(problem), schedule)
+def carrying(program: Program, carried: Flags) -> Candidate:
+    """Return the base with some of the program's instances carried instead of made again."""
+    schedule = program.carrying(carried)
+    peak = measure(program.problem, schedule).peak
+    return Candidate(peak, schedule.seconds(program.problem), schedule)
 
 
 def levels(solution: Solution) -> list[Flags]:
-    """Return which of the program's values each level saves, the leanest level first."""
+    """Return which of the program's instances each level carries, the leanest level first."""
     steps = np.unique(np.round(np.concatenate([solution.remade, solution.kept]), 6))
     found: dict[bytes, Flags] = {}
     for step in steps[(steps >= 0) & (steps < 1)]:
         level = step + _PRECISION
-        saved = (solution.kept > level) & (solution.remade <= level)
-        found.setdefault(saved.tobytes(), saved)
+        carried = (solution.kept > level) & (solution.remade <= level)
+        found.setdefault(carried.tobytes(), carried)
     return list(found.values())
 
 
@@ -79,9 +80,9 @@ class _Attempts:
         self.budget = budget
         self.best = bare(program) if program.peak <= budget else None
 
-    def excess(self, saved: Flags) -> int:
-        """Return by how many bytes the schedule that saves some values is over the budget."""
-        found = saving(self.program, saved)
+    def excess(self, carried: Flags) -> int:
+        """Return by how many bytes the base with some instances carried is over the budget."""
+        found = carrying(self.program, carried)
         if found.peak <= self.budget and (self.best is None or found.seconds < self.best.seconds):
             self.best = found
         return found.peak - self.budget
@@ -96,6 +97,7 @@ def fill(program: Program, budget: int, solution: Solution | None) -> Candidate 
     attempts = _Attempts(program, budget)
     target = float(budget)
     most = float("inf")  # what gave an answer over the budget
+    nearest = None  # the leanest of these answers
     raises = 0
     for _ in range(_ROUNDS):
         found = [] if solution is None else levels(solution)
@@ -103,6 +105,7 @@ def fill(program: Program, budget: int, solution: Solution | None) -> Candidate 
             break
         over = attempts.excess(found[0])
         if over > 0:
+            nearest = found[0]
             most, target = target, target - over * 1.02
         else:
             _climb(attempts, found)
@@ -113,25 +116,39 @@ def fill(program: Program, budget: int, solution: Solution | None) -> Candidate 
             raises += 1
             target = min(target + room, (target + most) / 2)
         solution = program.solve(target)
-    if attempts.best is not None and found and over > 0 and not raises:
-        _climb(attempts, [np.zeros_like(found[0]), found[0]])
+    if attempts.best is not None and nearest is not None and not raises:
+        _mix(attempts, np.zeros_like(nearest), nearest)
     return attempts.best
 
 
 def _climb(attempts: _Attempts, found: list[Flags]) -> None:
-    """Try what stands behind the first, which fits, then mixtures of the two next to the budget."""
+    """Try what stands behind the first, which fits, then mix the two next to the budget."""
     last = _last_fit(len(found), lambda k: attempts.excess(found[k]))
     if last + 1 == len(found):
         return
-    lean, rich = found[last], found[last + 1]
+    _mix(attempts, found[last], found[last + 1])
+
+
+def _mix(attempts: _Attempts, lean: Flags, rich: Flags) -> None:
+    """Take over from ``rich``, which does not fit, what ``lean`` has room for.
+
+    Stretches of the graph are tried whole, and where one does not fit, its halves; the largest
+    first.
+    """
+    now = lean.copy()
     differ = np.flatnonzero(lean != rich)
-
-    def mixture(count: int) -> Flags:
-        out = lean.copy()
-        out[differ[len(differ) - count :]] = rich[differ[len(differ) - count :]]
-        return out
-
-    _last_fit(len(differ), lambda k: attempts.excess(mixture(k)))
+    stretches = [half for half in np.array_split(differ, 2) if len(half)]
+    for _ in range(_TRIES):
+        if not stretches:
+            break
+        stretch = stretches.pop(0)
+        tried = now.copy()
+        tried[stretch] = rich[stretch]
+        if attempts.excess(tried) <= 0:
+            now = tried
+        elif len(stretch) > 1:
+            stretches.extend(np.array_split(stretch, 2))
+            stretches.sort(key=len, reverse=True)
 
 
 def _last_fit(count: int, excess: Callable[[int], int]) -> int:
@@ -147,10 +164,10 @@ def _last_fit(count: int, excess: Callable[[int], int]) -> int:
 
 
 def shrink(program: Program) -> Candidate:
-    """Return the schedule with the lowest peak found for the program's boundaries."""
+    """Return the schedule with the lowest peak found for the program's base."""
     best = bare(program)
-    for k, saved in enumerate(levels(program.lowest) if program.lowest is not None else ()):
-        found = saving(program, saved)
+    for k, carried in enumerate(levels(program.lowest) if program.lowest is not None else ()):
+        found = carrying(program, carried)
         # The leanest levels have the lowest peaks.
         if k and found.peak >= best.peak:
             break

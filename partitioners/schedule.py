@@ -7,6 +7,7 @@ op that stands in the backward is a *recomputation*.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -119,34 +120,79 @@ def forward_order(problem: Problem, saved: Collection[int]) -> tuple[int, ...]:
     return tuple(sorted(position, key=lambda i: (*position[i], i)))
 
 
+class Stretches:
+    """The forward divided at some ops.
+
+    Args:
+        problem: the problem.
+        last: the last op of each stretch but the last one.
+    """
+
+    def __init__(self, problem: Problem, last: Collection[int]) -> None:
+        self._problem = problem
+        need = problem.forward_required
+        place: list[int] = []
+        for i, op in enumerate(problem.ops):
+            parents = (p for v in op.inputs if (p := problem.values[v].producer) >= 0)
+            # What only the backward needs belongs where its inputs are made.
+            place.append(i if i in need else max((place[p] for p in parents), default=0))
+        ends = sorted(last)
+        self._stretch = [bisect_left(ends, p) for p in place]
+        self._crosses = {
+            v
+            for i in need
+            for v in problem.forward_inputs[i]
+            if self._stretch[problem.values[v].producer] < self._stretch[i]
+        }
+
+    def passed(self, ops: Collection[int], wanted: Collection[int]) -> set[int]:
+        """Return what ``ops`` make on the way to ``wanted`` and nothing near there needs."""
+        made = {v for i in ops for v in self._problem.ops[i].outputs}
+        producers = (self._problem.values[v].producer for v in made.intersection(wanted))
+        goal = max(self._stretch[p] for p in producers)
+        there = {v for i in ops if self._stretch[i] == goal for v in self._problem.ops[i].outputs}
+        return made - there - self._crosses - set(wanted)
+
+
 def lazy_schedule(
-    problem: Problem, saved: Collection[int], order: Iterable[int] | None = None
+    problem: Problem,
+    saved: Collection[int],
+    order: Iterable[int] | None = None,
+    stretches: Stretches | None = None,
 ) -> Schedule:
-    """Return the schedule that saves ``saved`` and recomputes everything else once, on demand.
+    """Return the schedule that saves ``saved`` and recomputes everything else on demand.
+
+    Once, unless it passes through ``stretches``: what a recomputation leaves in the stretches
+    before the one that it is for is forgotten, but for what crosses into later ones.
 
     Args:
         problem: the problem.
         saved: values to save; what is neither among them nor may be recomputed is saved too.
         order: order of the backward's own ops; joint-graph order where not given.
+        stretches: how the forward is divided; one stretch where not given.
     """
     keep = set(saved)
     have: set[int] = set()
     backward: list[int] = []
+
+    def demand(wanted: Collection[int]) -> None:
+        ops = _demand(problem, wanted, keep, have)
+        backward.extend(ops)
+        if stretches is not None and ops:
+            have.difference_update(stretches.passed(ops, wanted))
+
     for i in problem.backward_order if order is None else order:
         wanted = problem.forward_inputs[i]
         if not have.issuperset(wanted):
-            _demand(problem, wanted, keep, have, backward)
+            demand(wanted)
         backward.append(i)
-    returned = problem.forward_made(problem.backward_outputs)
-    _demand(problem, returned, keep, have, backward)
+    demand(problem.forward_made(problem.backward_outputs))
     partial = Schedule((), tuple(backward))
     return Schedule(forward_order(problem, partial.saved(problem)), partial.backward)
 
 
-def _demand(
-    problem: Problem, wanted: Iterable[int], keep: set[int], have: set[int], backward: list[int]
-) -> None:
-    """Append to ``backward`` what the ``wanted`` values need, and add to ``have`` what it makes."""
+def _demand(problem: Problem, wanted: Iterable[int], keep: set[int], have: set[int]) -> list[int]:
+    """Return the ops that the ``wanted`` values need, and add to ``have`` what they make."""
     todo = [v for v in wanted if v not in have]
     ops: set[int] = set()
     while todo:
@@ -161,6 +207,6 @@ def _demand(
             continue
         ops.add(p)
         todo.extend(problem.forward_inputs[p])
-    for i in sorted(ops):
-        backward.append(i)
+    for i in ops:
         have.update(problem.ops[i].outputs)
+    return sorted(ops)

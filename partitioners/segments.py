@@ -10,6 +10,8 @@ given number of bytes, here at the cheapest crossing since the last one.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from recut.partitioners.problem import Problem
@@ -26,6 +28,7 @@ class Forward:
     def __init__(self, problem: Problem) -> None:
         tables = problem.tables
         order = np.array(sorted(problem.forward_required), dtype=np.int64)
+        self._order = order
         self._values, self._made = tables.outputs.take(order)
         last = np.zeros(len(problem.values), dtype=np.int64)
         last[self._values] = self._made
@@ -45,9 +48,17 @@ class Forward:
         values: list[int] = self._values[crosses].tolist()
         return values
 
-    def cut(self, size: int) -> frozenset[int]:
-        """Return what crosses the boundaries of segments that make about ``size`` bytes each."""
-        boundaries: set[int] = set()
+    def crossings(self, positions: Collection[int]) -> frozenset[int]:
+        """Return the values that cross any of some positions."""
+        return frozenset(v for k in positions for v in self.crossing(k))
+
+    def ops(self, positions: Collection[int]) -> tuple[int, ...]:
+        """Return the ops at some positions."""
+        return tuple(self._order[list(positions)].tolist())
+
+    def cut(self, size: int) -> tuple[int, ...]:
+        """Return positions that divide the forward into segments of about ``size`` bytes each."""
+        positions: list[int] = []
         held = np.cumsum(self.made_bytes)
         base, k = 0, -1
         while (k := max(k + 1, int(held.searchsorted(base + size, side="right")))) < len(held):
@@ -56,6 +67,6 @@ class Forward:
             low = int(held.searchsorted(base + size / 2))
             window = self.crossing_bytes[low : k + 1]
             best = low + len(window) - 1 - int(np.argmin(window[::-1]))
-            boundaries.update(self.crossing(best))
+            positions.append(best)
             base = int(held[best])
-        return frozenset(boundaries)
+        return tuple(positions)

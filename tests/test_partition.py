@@ -60,8 +60,10 @@ def test_dropout_is_replayed_from_its_own_state(monkeypatch):
         if n.target is torch.ops.higher_order.run_with_rng_state
     ]
     assert replays
-    # Each replay reads a state of its own, and nothing is drawn afresh.
-    assert len({n.args[0] for n in replays}) == len(replays)
+    # Each dropout reads a state of its own, however often it is replayed; nothing is drawn afresh.
+    states = {n.args[0] for n in replays}
+    assert len(states) > 1
+    assert len(replays) > len(states)  # at this budget one of them runs a third time
     assert graphs.calls("backward").count(aten.native_dropout.default) == len(replays)
 
 
