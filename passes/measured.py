@@ -1,4 +1,4 @@
-"""How long a call takes on the device: run on made-up data, and timed.
+"""How long a call takes on the device, and what it allocates: run on made-up data.
 
 What counts of a call is its op, and the shapes, strides, dtypes and devices of its tensors, so that
 many nodes of a graph, and graphs of many runs, share one figure.
@@ -7,10 +7,13 @@ many nodes of a graph, and graphs of many runs, share one figure.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import fx
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Timer
 
 from recut.partitioners.problem import Kind
@@ -100,6 +103,51 @@ def measure(node: fx.Node, channels_last: bool = False) -> float | None:
         node: a measurable node.
         channels_last: as for :func:`signature`.
     """
+    return _on_made_up_data(node, channels_last, best_seconds)
+
+
+def extra_bytes(node: fx.Node, channels_last: bool = False) -> int | None:
+    """Return the most bytes that a call on a CPU holds beside what it returns.
+
+    None where it does not run on made-up data, or while the user's profiler runs. As for
+    :func:`measure`.
+    """
+    if _torch.profiler_enabled():
+        return None
+    return _on_made_up_data(node, channels_last, _extra_bytes)
+
+
+def _extra_bytes(run: Callable[[], Any]) -> int:
+    run()  # what libraries keep for good is allocated here
+    # One cycle has nothing to accumulate, but torch before 2.13 warns where it is not asked to.
+    cpu = [ProfilerActivity.CPU]
+    with profile(activities=cpu, profile_memory=True, acc_events=True) as profiled:
+        out = run()
+    held = np.cumsum([0, *(size for _, size in allocations(profiled))])
+    tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+    return int(held.max()) - sum(map(costs.nbytes, tensors))
+
+
+def allocations(profiled: profile) -> list[tuple[int, int]]:
+    """Return address and bytes (negative where they are freed) of a profile's CPU allocations."""
+    results: Any = profiled.profiler and profiled.profiler.kineto_results
+    waiting = list(results.experimental_event_tree())
+    found = []
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.name == "[memory]" and event.extra_fields.device.type == "cpu":
+            entry = event.extra_fields
+            found.append((event.start_time_ns, entry.ptr, entry.alloc_size))
+    return [(address, size) for _, address, size in sorted(found, key=lambda e: e[0])]
+
+
+Answer = TypeVar("Answer")
+
+
+def _on_made_up_data(
+    node: fx.Node, channels_last: bool, ask: Callable[[Callable[[], Any]], Answer]
+) -> Answer | None:
     devices = sorted({t.device for n in (node, *node.all_input_nodes) for t in _of(n)}, key=str)
     cuda = [d for d in devices if d.type == "cuda"]
     op: Any = node.target
@@ -113,7 +161,7 @@ def measure(node: fx.Node, channels_last: bool = False) -> float | None:
             args, kwargs = fx.node.map_arg(
                 (node.args, node.kwargs), lambda n: _make(n.meta.get("val"), channels_last)
             )
-            return best_seconds(lambda: op(*args, **kwargs))
+            return ask(lambda: op(*args, **kwargs))
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
             return None  # an op may refuse made-up data, and memory may be short: nothing is known
 
@@ -137,4 +185,11 @@ def _make(value: Any, channels_last: bool) -> Any:
     return costs.hint(value) if isinstance(value, torch.SymInt) else value
 
 
-__all__ = ["best_seconds", "is_measurable", "measure", "signature"]
+__all__ = [
+    "allocations",
+    "best_seconds",
+    "extra_bytes",
+    "is_measurable",
+    "measure",
+    "signature",
+]

@@ -8,12 +8,14 @@ it is upwards. Of a GPU only flash attention's own sums are known, by its source
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 
 from recut.passes.costs import OWN_FLOPS, hint, nbytes, packet, tensors
+from recut.passes.measured import extra_bytes, signature
 from recut.passes.rules import is_random
 
 aten = torch.ops.aten
@@ -23,8 +25,24 @@ _MATMULS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
 
 # What oneDNN takes beside copies: at most 22 KiB were measured of narrow convolutions.
 _SCRATCHPAD = 32 * 1024
-# Channels in a block of oneDNN's layouts.
-_BLOCK = 16
+# Channels in a block of oneDNN's layouts: as many as a vector register holds single numbers.
+_WIDE = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+_BLOCK = 16 if _WIDE else 8
+_HALF = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+# What convolutions were seen to allocate, by signature and number of threads.
+_allocated: dict[tuple[str, int], int | None] = {}
+
+
+@cache
+def _is_onednn(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN computes with a dtype on this processor.
+
+    Half precision it does with the instructions for it (AVX-512); torch's own kernels do otherwise.
+    """
+    if dtype not in _HALF:
+        return dtype is torch.float32
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{_HALF[dtype]}_supported", None)
+    return supported is not None and bool(supported())
 
 
 def workspace_of(node: fx.Node, channels_last: bool) -> int:
@@ -57,7 +75,7 @@ def _matmul_workspace(node: fx.Node, first: int) -> int:
     partial sums where the dimension that is summed over is long. Single precision takes none.
     """
     left, right = (_value(a) for a in node.args[first : first + 2])
-    if left.device.type != "cpu" or left.dtype not in (torch.bfloat16, torch.float16):
+    if left.device.type != "cpu" or left.dtype not in _HALF or not _is_onednn(left.dtype):
         return 0
     rows, inner, columns = (hint(s) for s in (*left.shape[-2:], right.shape[-1]))
     operands = 2 * (rows + columns) * inner + 4 * rows * columns
@@ -70,21 +88,43 @@ def _matmul_workspace(node: fx.Node, first: int) -> int:
 
 
 def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:
-    """Return what a convolution on a CPU copies (measured on oneDNN, docs/design.md).
+    """Return what a convolution on a CPU allocates beside its outputs.
+
+    It is run to see: which of oneDNN's kernels answers, and what that copies, depends on shapes,
+    strides and the processor.
+    """
+    key = (signature(node, channels_last), torch.get_num_threads())
+    if key not in _allocated:
+        _allocated[key] = extra_bytes(node, channels_last)
+    found = _allocated[key]
+    if found is None:
+        return _convolution_copies(node, channels_last)
+    # Made-up images lie densely where they are turned.
+    return found + sum(nbytes(t) for t in _images(node) if channels_last and _is_part(t))
+
+
+def _images(node: fx.Node) -> list[torch.Tensor]:
+    """Return the images that a convolution reads."""
+    count = 2 if packet(node) is aten.convolution_backward else 1
+    return [_value(a) for a in node.args[:count]]
+
+
+def _convolution_copies(node: fx.Node, channels_last: bool) -> int:
+    """Return what a convolution copies, by what was measured of oneDNN (docs/design.md).
 
     Contiguous images go into a layout of channels in blocks: the forward copies the larger of input
     and output, the backward the gradient of the output and the input. Channels-last images need no
     copy, unless they are some channels of a larger one (the gradient of a concatenation); weights
-    do. oneDNN computes no doubles: there every patch is copied into a column.
+    do. Where oneDNN does not compute (doubles), every patch is copied into a column.
     """
     backward = packet(node) is aten.convolution_backward
     given = [_value(a) for a in node.args]
     weight, groups = given[1 + backward], hint(given[8 + backward])
-    images = given[: 1 + backward]
+    images = _images(node)
     if not backward:
         images = [*images, *tensors(node.meta.get("val"))]
     kernel = weight.shape[2:]
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if not _is_onednn(weight.dtype):
         return _columns(images, weight, groups)
     plain, padded = nbytes(weight), _blocked_weight(weight, groups)
     if groups > 1 and weight.shape[1] == 1:  # depthwise: kernels of their own
@@ -95,7 +135,7 @@ def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:
             padded = 5 * _blocked_bytes(weight.transpose(0, 1))
     if channels_last and weight.dim() == 4:
         narrow = padded > plain  # channels that do not fill a block are padded there
-        weights = plain + padded + (_SCRATCHPAD if backward or narrow else 0)
+        weights = plain + padded + (_SCRATCHPAD if backward or narrow or not _WIDE else 0)
         if weight.dtype is torch.float32:
             return weights + sum(nbytes(t) for t in images if _is_part(t))
         # Sums over images of half precision are kept in single precision.

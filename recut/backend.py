@@ -173,10 +173,10 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         serve a stale plan.
         """
         machines = tuple(self.machines[device].key() for device in sorted(self.machines))
-        # Libraries allocate by thread.
-        threads = torch.get_num_threads()
+        # Libraries allocate by thread and by the width of a vector.
+        libraries = (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
         prices = (machines, declared_key())
-        return ("recut", _sources_digest(), self.settings.key(), prices, threads, self.once)
+        return ("recut", _sources_digest(), self.settings.key(), prices, libraries, self.once)
 
 
 def ckpt_backend(

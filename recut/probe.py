@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from recut.passes import _torch
 from recut.passes.fusion import call_through
+from recut.passes.measured import allocations
 from recut.report import GraphReport
 
 Call = Callable[[Any], Any]
@@ -74,7 +75,7 @@ class _ProfiledPeak:
         cpu = [ProfilerActivity.CPU]
         with profile(activities=cpu, profile_memory=True, acc_events=True) as profiled:
             out = call(inputs)
-        for address, size in _allocations(profiled):
+        for address, size in allocations(profiled):
             if size > 0:
                 self._own[address] = size
                 self._held += size
@@ -82,20 +83,6 @@ class _ProfiledPeak:
             else:
                 self._held -= self._own.pop(address, 0)
         return out
-
-
-def _allocations(profiled: profile) -> list[tuple[int, int]]:
-    """Return address and bytes (negative where they are freed) of a profile's CPU allocations."""
-    results: Any = profiled.profiler and profiled.profiler.kineto_results
-    waiting = list(results.experimental_event_tree())
-    found = []
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        if event.name == "[memory]" and event.extra_fields.device.type == "cpu":
-            entry = event.extra_fields
-            found.append((event.start_time_ns, entry.ptr, entry.alloc_size))
-    return [(address, size) for _, address, size in sorted(found, key=lambda e: e[0])]
 
 
 class _AllocatorPeak:
