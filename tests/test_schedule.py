@@ -10,7 +10,7 @@ from problems import Net, forward_values, random_problem, random_schedule
 
 from recut.partitioners.errors import InvalidSchedule
 from recut.partitioners.problem import Phase, Rule
-from recut.partitioners.schedule import Schedule, forward_order, lazy_schedule
+from recut.partitioners.schedule import Schedule, Stretches, forward_order, lazy_schedule
 
 CASES = 1000
 # The ops of ``small``, by name.
@@ -283,3 +283,44 @@ def test_forward_order_puts_what_only_the_backward_needs_behind_its_last_input()
     assert forward_order(problem, ()) == (0, 1, 2, 6)
     assert forward_order(problem, (m,)) == (0, 3, 1, 2, 6)
     assert forward_order(problem, (n, o)) == (0, 3, 4, 1, 5, 2, 6)
+
+
+def in_stretches(problem, seed):
+    """Return a lazy schedule that saves little and passes through random stretches."""
+    rng = random.Random(f"stretches {seed}")
+    order = problem.forward_order
+    stretches = Stretches(problem, rng.sample(order, min(len(order), rng.randint(1, 4))))
+    saved = {v for v in random_saved(problem, seed) if rng.random() < 0.2}
+    return lazy_schedule(problem, saved, stretches=stretches)
+
+
+def test_a_recomputation_forgets_what_it_passes_through():
+    net = Net()
+    x, tangent = net.input(), net.input("tangent")
+    (a,) = net.op("a", (x,), 1)
+    (b,) = net.op("b", (a,), 1)
+    (c,) = net.op("c", (b,), 1)
+    (d,) = net.op("d", (c,), 1)
+    (g,) = net.op("g", (tangent, d), 1, phase=Phase.BACKWARD)
+    (h,) = net.op("h", (g, b), 1, phase=Phase.BACKWARD)
+    (k,) = net.op("k", (h, a), 1, phase=Phase.BACKWARD)
+    problem = net.problem((), (k,))
+    assert lazy_schedule(problem, ()).backward == (0, 1, 2, 3, 4, 5, 6)
+    # b crosses the end of the first stretch and stays; a does not.
+    passing = lazy_schedule(problem, (), stretches=Stretches(problem, (1,)))
+    assert passing.backward == (0, 1, 2, 3, 4, 5, 0, 6)
+    # c crosses into the last stretch, b does not: it is made again, with a on the way.
+    passing = lazy_schedule(problem, (), stretches=Stretches(problem, (2,)))
+    assert passing.backward == (0, 1, 2, 3, 4, 0, 1, 5, 6)
+
+
+def test_schedules_through_stretches_are_valid():
+    twice = 0
+    for seed in range(CASES):
+        problem = random_problem(seed)
+        schedule = in_stretches(problem, seed)
+        schedule.check(problem)
+        own = tuple(i for i in schedule.backward if problem.is_backward[i])
+        assert own == problem.backward_order
+        twice += max(schedule.recomputed(problem).values(), default=0) > 1
+    assert twice > CASES / 50
