@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import fx
 from torch.profiler import ProfilerActivity, profile
-from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Timer
 
 from recut.partitioners.problem import Kind
@@ -124,8 +123,7 @@ def _extra_bytes(run: Callable[[], Any]) -> int:
     with profile(activities=cpu, profile_memory=True, acc_events=True) as profiled:
         out = run()
     held = np.cumsum([0, *(size for _, size in allocations(profiled))])
-    tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
-    return int(held.max()) - sum(map(costs.nbytes, tensors))
+    return int(held.max()) - sum(map(costs.nbytes, costs.tensors(out)))
 
 
 def allocations(profiled: profile) -> list[tuple[int, int]]:

@@ -29,6 +29,8 @@ _SCRATCHPAD = 32 * 1024
 _WIDE = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 _BLOCK = 16 if _WIDE else 8
 _HALF = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+# A scalar or two that are alive beside a convolution in a step, and not in a run of it alone.
+_SPARE = 64
 # What convolutions were seen to allocate, by signature and number of threads.
 _allocated: dict[tuple[str, int], int | None] = {}
 
@@ -100,7 +102,7 @@ def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:
     if found is None:
         return _convolution_copies(node, channels_last)
     # Made-up images lie densely where they are turned.
-    return found + sum(nbytes(t) for t in _images(node) if channels_last and _is_part(t))
+    return found + _SPARE + sum(nbytes(t) for t in _images(node) if channels_last and _is_part(t))
 
 
 def _images(node: fx.Node) -> list[torch.Tensor]:
