@@ -51,7 +51,7 @@ _LOSS = 0.005
 _IMPROVEMENTS = 3
 
 # What a program is worth: less is better.
-Value = Callable[[int, int], tuple[float, int]]
+Worth = Callable[[int, int], tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Planner:
         self.seconds = seconds
         self._programs: dict[tuple[int, int], Program] = {}
         self._answers: dict[int, tuple[Candidate, str] | None] = {}
+        self._bounds: dict[int, tuple[float, float]] = {}
 
     @cached_property
     def fastest(self) -> Schedule:
@@ -121,16 +122,12 @@ class Planner:
         return Forward(self.problem)
 
     @cached_property
-    def _cuts(self) -> tuple[tuple[int, ...], ...]:
-        """Where the forward is divided, the coarsest segmentation first."""
+    def _cuts(self) -> tuple[tuple[frozenset[int], tuple[int, ...]], ...]:
+        """Ways to divide the forward, the coarsest first: what crosses the positions, and these."""
         total = int(self._forward.made_bytes.sum())
         cuts = dict.fromkeys(self._forward.cut(int(total / k)) for k in _SEGMENTS)
         # Different positions may be crossed by the same values.
-        return tuple({self._forward.crossings(cut): cut for cut in cuts}.values())
-
-    @cached_property
-    def _crossings(self) -> tuple[frozenset[int], ...]:
-        return tuple(map(self._forward.crossings, self._cuts))
+        return tuple({self._forward.crossings(cut): cut for cut in cuts}.items())
 
     @cached_property
     def _step_seconds(self) -> float:
@@ -208,6 +205,12 @@ class Planner:
 
         In the terms of ``Plan.added_seconds``, in seconds.
         """
+        if budget not in self._bounds:
+            self._bounds[budget] = self._bounded(budget)
+        return self._bounds[budget]
+
+    def _bounded(self, budget: int) -> tuple[float, float]:
+        """Return what :meth:`bounds` keeps."""
         any_order = max(0.0, seconds_bound(self.problem, budget) - self.cheapest_seconds)
         if self._fullest is None:
             return any_order, any_order
@@ -225,28 +228,29 @@ class Planner:
     def _program(self, k: int, finer: int) -> Program:
         """Return the program of a segmentation, with segments divided where another one divides."""
         if (k, finer) not in self._programs:
+            crossings, cut = self._cuts[k]
             stretches = None
             if finer != k:
-                last = self._forward.ops((*self._cuts[k], *self._cuts[finer]))
+                last = self._forward.ops((*cut, *self._cuts[finer][1]))
                 stretches = Stretches(self.problem, last)
-            schedule = lazy_schedule(self.problem, self._crossings[k], stretches=stretches)
+            schedule = lazy_schedule(self.problem, crossings, stretches=stretches)
             self._programs[k, finer] = Program(self.problem, schedule)
         return self._programs[k, finer]
 
-    def _plain(self, value: Value) -> None:
-        """Ask for the values of segmentations."""
+    def _plain(self, worth: Worth) -> None:
+        """Ask what segmentations are worth."""
         count = len(self._cuts)
-        _climb(range(count), count // 2, lambda k: value(k, k), self._effort)
+        _climb(range(count), count // 2, lambda k: worth(k, k), self._effort)
 
-    def _nested(self, value: Value) -> None:
-        """Ask for the values of segmentations within segmentations."""
+    def _nested(self, worth: Worth) -> None:
+        """Ask what segmentations within segmentations are worth."""
         count = len(self._cuts)
         if count < 2:
             return
         far = min(2, count - 1)
-        k = _climb(range(count - far), (count - far) // 2, lambda k: value(k, k + far), _PATIENCE)
-        q = _climb(range(k + 1, count), k + far, lambda q: value(k, q), _PATIENCE)
-        _climb(range(q), k, lambda k: value(k, q), _PATIENCE)
+        k = _climb(range(count - far), (count - far) // 2, lambda k: worth(k, k + far), _PATIENCE)
+        q = _climb(range(k + 1, count), k + far, lambda q: worth(k, q), _PATIENCE)
+        _climb(range(q), k, lambda k: worth(k, q), _PATIENCE)
 
     def _cheapest(self, budget: int) -> tuple[Candidate, str] | None:
         """Return the cheapest schedule that the programs give under a budget, and who found it."""
@@ -255,6 +259,7 @@ class Planner:
         return self._answers[budget]
 
     def _asked(self, budget: int) -> tuple[Candidate, str] | None:
+        """Return what :meth:`_cheapest` keeps."""
         end = time.monotonic() + self.seconds
         plain = self._search(budget, self._plain, end)
         if plain is not None:
@@ -263,16 +268,19 @@ class Planner:
                 return plain.candidate, plain.name("segments")
         nested = self._search(budget, self._nested, end)
         if nested is None or (plain is not None and plain.step <= nested.step):
-            return None if plain is None else (plain.candidate, plain.name("segments"))
+            if plain is None:
+                return None
+            short = plain.cut_short or (nested is None and time.monotonic() > end)
+            return plain.candidate, replace(plain, cut_short=short).name("segments")
         return nested.candidate, nested.name("nested segments")
 
-    def _search(self, budget: int, explore: Callable[[Value], None], end: float) -> _Found | None:
+    def _search(self, budget: int, explore: Callable[[Worth], None], end: float) -> _Found | None:
         """Return the cheapest schedule under a budget that some programs give before ``end``."""
         best: _Found | None = None
         solved: dict[tuple[int, int], Solution] = {}
 
         @cache
-        def value(k: int, finer: int) -> tuple[float, int]:
+        def worth(k: int, finer: int) -> tuple[float, int]:
             program = self._program(k, finer)
             solution = _solve(program, budget)
             if solution is None:
@@ -280,7 +288,7 @@ class Planner:
             solved[k, finer] = solution
             return (solution.target, program.peak)
 
-        explore(value)
+        explore(worth)
         for rank, key in enumerate(sorted(solved, key=lambda key: (solved[key].target, key))):
             # A program errs on the side of caution: the least of all is not always the best's.
             if rank >= (_IN_VAIN if best is None else _ROUNDED):

@@ -6,6 +6,7 @@ many nodes of a graph, and graphs of many runs, share one figure.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -108,26 +109,33 @@ def measure(node: fx.Node, channels_last: bool = False) -> float | None:
 def extra_bytes(node: fx.Node, channels_last: bool = False) -> int | None:
     """Return the most bytes that a call on a CPU holds beside what it returns.
 
-    None where it does not run on made-up data, or while the user's profiler runs. As for
-    :func:`measure`.
+    None where it does not run on made-up data. As for :func:`measure`, and with no profiler on: it
+    takes one.
     """
-    if _torch.profiler_enabled():
-        return None
     return _on_made_up_data(node, channels_last, _extra_bytes)
 
 
 def _extra_bytes(run: Callable[[], Any]) -> int:
     run()  # what libraries keep for good is allocated here
+    out, found = allocations(run)
+    held = np.cumsum([0, *(size for _, size in found)])
+    return int(held.max()) - sum(map(costs.nbytes, costs.tensors(out)))
+
+
+Answer = TypeVar("Answer")
+
+
+def allocations(run: Callable[[], Answer]) -> tuple[Answer, list[tuple[int, int]]]:
+    """Return what a call returns, and address and bytes of what it allocates on a CPU.
+
+    In their order; the bytes are negative where they are freed. Takes torch's profiler.
+    """
+    # Where nothing else is asked for, the profiler prints two lines whenever it starts.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # One cycle has nothing to accumulate, but torch before 2.13 warns where it is not asked to.
     cpu = [ProfilerActivity.CPU]
     with profile(activities=cpu, profile_memory=True, acc_events=True) as profiled:
         out = run()
-    held = np.cumsum([0, *(size for _, size in allocations(profiled))])
-    return int(held.max()) - sum(map(costs.nbytes, costs.tensors(out)))
-
-
-def allocations(profiled: profile) -> list[tuple[int, int]]:
-    """Return address and bytes (negative where they are freed) of a profile's CPU allocations."""
     results: Any = profiled.profiler and profiled.profiler.kineto_results
     waiting = list(results.experimental_event_tree())
     found = []
@@ -137,15 +145,13 @@ def allocations(profiled: profile) -> list[tuple[int, int]]:
         if event.name == "[memory]" and event.extra_fields.device.type == "cpu":
             entry = event.extra_fields
             found.append((event.start_time_ns, entry.ptr, entry.alloc_size))
-    return [(address, size) for _, address, size in sorted(found, key=lambda e: e[0])]
-
-
-Answer = TypeVar("Answer")
+    return out, [(address, size) for _, address, size in sorted(found, key=lambda e: e[0])]
 
 
 def _on_made_up_data(
     node: fx.Node, channels_last: bool, ask: Callable[[Callable[[], Any]], Answer]
 ) -> Answer | None:
+    """Return what ``ask`` says of a call, None where it does not run on made-up data."""
     devices = sorted({t.device for n in (node, *node.all_input_nodes) for t in _of(n)}, key=str)
     cuda = [d for d in devices if d.type == "cuda"]
     op: Any = node.target

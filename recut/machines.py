@@ -30,7 +30,7 @@ class Host:
 
     Attributes:
         device: torch's device type.
-        product: name of the processor or GPU.
+        product: name of the processor, with the instructions that torch uses on it, or of the GPU.
         threads: torch's threads; 0 on a GPU.
         torch: torch's version.
     """

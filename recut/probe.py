@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from recut.passes import _torch
 from recut.passes.fusion import call_through
@@ -71,11 +70,8 @@ class _ProfiledPeak:
         self._own: dict[int, int] = {}  # bytes by address
 
     def run(self, call: Call, inputs: list[Any]) -> Any:
-        # One cycle has nothing to accumulate, but torch before 2.13 warns where it is not asked to.
-        cpu = [ProfilerActivity.CPU]
-        with profile(activities=cpu, profile_memory=True, acc_events=True) as profiled:
-            out = call(inputs)
-        for address, size in allocations(profiled):
+        out, found = allocations(lambda: call(inputs))
+        for address, size in found:
             if size > 0:
                 self._own[address] = size
                 self._held += size

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from optimum import Optimum
-from problems import Net, layers, random_problem, small_chain
+from problems import Net, forward_values, layers, random_problem, small_chain, subsets
 
 from recut.partitioners.errors import ForeignPlan, InfeasibleBudget, InvalidSchedule
 from recut.partitioners.evaluator import evaluate
@@ -21,7 +21,7 @@ from recut.partitioners.machine import CPU
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.planner import Planner
 from recut.partitioners.problem import Kind, Phase, Problem, Rule
-from recut.partitioners.schedule import Schedule
+from recut.partitioners.schedule import Schedule, lazy_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILERS = pytest.mark.parametrize("compiler", ["eager", "inductor"])
@@ -58,16 +58,16 @@ def confirm_all(problem):
 @COMPILERS
 def test_plans_of_chains_stay_under_the_budget(compiler):
     squeezed = 0
-    for seed in range(40):
+    for seed in range(60):
         planner = confirm_all(small_chain(seed, compiler, length=10))
         squeezed += planner.floor < planner.fastest_peak
-    assert squeezed > 33
+    assert squeezed > 50
 
 
 @COMPILERS
 def test_plans_of_random_problems_stay_under_the_budget(compiler):
     squeezed = 0
-    for seed in range(100):
+    for seed in range(150):
         planner = confirm_all(random_problem(seed, compiler))
         squeezed += planner.floor < planner.fastest_peak
     assert squeezed > 10
@@ -107,10 +107,10 @@ def by_budget():
     The fastest plan is left out: it recomputes what costs less than its traffic.
     """
     pairs = []
-    for seed in range(48):
+    for seed in range(60):
         planner = Planner(small_chain(seed), CPU)
         steps = range(planner.floor, planner.fastest_peak)
-        plans = [planner.plan(b) for b in steps[:: max(1, len(steps) // 10)]]
+        plans = [planner.plan(b) for b in steps[:: max(1, len(steps) // 12)]]
         pairs += [(seed, low, high) for low, high in pairwise(plans)]
     return pairs
 
@@ -130,6 +130,19 @@ def test_a_lower_budget_hardly_ever_gives_a_cheaper_plan():
     cheaper = [p for p in pairs if p[1].added_seconds < p[2].added_seconds - 1e-12]
     assert len(pairs) > 300
     assert len(cheaper) <= len(pairs) // 200
+
+
+@COMPILERS
+def test_a_floor_is_near_the_best_that_recomputes_nothing_twice(compiler):
+    above = 0
+    for seed in range(24):
+        problem = small_chain(seed, compiler)
+        saved = subsets(forward_values(problem))
+        lowest = min(evaluate(problem, lazy_schedule(problem, s)).peak for s in saved)
+        floor = Planner(problem, CPU).floor
+        assert floor <= 1.6 * lowest, seed
+        above += floor > lowest
+    assert above <= 16  # a heuristic misses the optimum of such tiny chains often, but not always
 
 
 def test_no_plan_and_no_bound_beats_the_optimum():
