@@ -15,24 +15,24 @@ any case. The bound holds for any number of recomputations and any order of the 
 
 It knows one moment only. For the order that the planners give the backward, the same can be said of
 the moment at which one of the backward's own ops runs: of what this op and those behind it read,
-some was kept or made before, and the rest is made from then on. What the op itself reads and makes
-is alive then whatever a plan does, and so are the gradients that were made before and are read or
-returned behind it. What was recomputed before that moment and is kept over it counts as kept, at no
-more than the price of its op.
+some was kept or made before, and the rest is made from then on. What the op needs (``needs.py``)
+is alive then whatever a plan does. What was recomputed before that moment and is kept over it
+counts as kept, at no more than the price of its op.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from recut.partitioners.needs import Need
 from recut.partitioners.problem import Phase, Problem, Rule
 
 
-def seconds_bound(problem: Problem, budget: int, moment: int | None = None) -> float:
+def seconds_bound(problem: Problem, budget: int, need: Need | None = None) -> float:
     """Return seconds that no plan within ``budget`` bytes can do without.
 
     In the terms of ``Schedule.seconds``. Infinite where no plan can fit.
@@ -40,9 +40,11 @@ def seconds_bound(problem: Problem, budget: int, moment: int | None = None) -> f
     Args:
         problem: the problem.
         budget: bytes.
-        moment: one of the backward's own ops, of which :func:`is_moment` is true; the bound is then
-            one for ``problem.backward_order``. The end of the forward where it is not given.
+        need: what is in memory while one of the backward's own ops runs; the bound is then one for
+            ``problem.backward_order``. The end of the forward where it is not given.
     """
+    if need is not None and need.bytes > budget:
+        return math.inf
     ops, values, is_backward = problem.ops, problem.values, problem.is_backward
     made = [v for v, x in enumerate(values) if x.producer >= 0 and not is_backward[x.producer]]
     column = {v: k for k, v in enumerate(made)}
@@ -52,8 +54,7 @@ def seconds_bound(problem: Problem, budget: int, moment: int | None = None) -> f
     if not count:
         return 0.0
     order = problem.backward_order
-    place = 0 if moment is None else order.index(moment)
-    late = order[place:]
+    late = order if need is None else order[order.index(need.op) :]
     low, high, cost = np.zeros(count), np.ones(count), np.zeros(count)
     cost[: len(made)] = problem.tables.save[made]
     for i, k in again.items():
@@ -62,7 +63,7 @@ def seconds_bound(problem: Problem, budget: int, moment: int | None = None) -> f
             high[k] = 0
         for v in ops[i].outputs:
             never_saved = ops[i].rule is Rule.MUST_RECOMPUTE
-            if moment is None:
+            if need is None:
                 high[column[v]] = not never_saved
             elif never_saved or cost[k] < cost[column[v]]:
                 cost[column[v]] = cost[k]
@@ -72,7 +73,7 @@ def seconds_bound(problem: Problem, budget: int, moment: int | None = None) -> f
     rows: list[tuple[int, int, float]] = []
     least: list[float] = []
 
-    def need(v: int, by: int | None) -> None:
+    def require(v: int, by: int | None) -> None:
         row = len(least)
         rows.extend([(row, column[v], 1.0), (row, again[values[v].producer], 1.0)])
         if by is not None:
@@ -82,50 +83,22 @@ def seconds_bound(problem: Problem, budget: int, moment: int | None = None) -> f
     for i in (*forward, *late):
         for v in problem.forward_made(ops[i].inputs):
             if values[v].producer != i:
-                need(v, None if is_backward[i] else again[i])
+                require(v, None if is_backward[i] else again[i])
     for v in problem.forward_made(problem.backward_outputs):
-        need(v, None)
+        require(v, None)
     size = np.array([values[v].bytes for v in made], dtype=np.float64)
-    # What is read of an input's copy in the backward is alive at the end of the forward as well.
-    copies = {v for i in late for v in ops[i].inputs if values[v].producer < 0}
-    room = budget - sum(values[v].bytes for v in copies)
-    if moment is not None:
-        read = [column[v] for v in problem.forward_made(ops[moment].inputs)]
-        room -= ops[moment].workspace + int(size[read].sum())
-        size[read] = 0
-        room -= sum(values[v].bytes for v in _gradients(problem, order, place))
+    if need is None:
+        # What is read of an input's copy in the backward is alive at the end of the forward.
+        copies = {v for i in late for v in ops[i].inputs if values[v].producer < 0}
+        room = budget - sum(values[v].bytes for v in copies)
+    else:
+        room = budget - need.bytes
+        size[[column[v] for v in problem.forward_made(need.values)]] = 0
     scale = max(1.0, float(size.max(initial=0)))
     row = len(least)
     rows.extend((row, k, -x / scale) for k, x in enumerate(size.tolist()) if x)
     least.append(-room / scale)
     return _least(cost, rows, np.array(least), Bounds(low, high))
-
-
-def is_moment(problem: Problem, i: int) -> bool:
-    """Return whether all that an op reads and makes is in memory while it runs.
-
-    Under Inductor what fuses may stay inside a kernel; what writes in place takes over a buffer.
-    """
-    op = problem.ops[i]
-    fused = problem.compiler == "inductor" and problem.fuses[i]
-    return problem.is_backward[i] and not fused and not op.inplace
-
-
-def _gradients(problem: Problem, order: Sequence[int], place: int) -> set[int]:
-    """Return what the backward's own ops have made that is alive at a place of their order."""
-    fused = problem.fuses if problem.compiler == "inductor" else [False] * len(problem.ops)
-    now = problem.ops[order[place]]
-    kept = {*now.inputs, *problem.backward_outputs}
-    # What a kernel makes for other kernels alone may be evaluated anew in them.
-    kept_whole = set(kept)
-    for i in order[place + 1 :]:
-        kept.update(problem.ops[i].inputs)
-        if not fused[i]:
-            kept_whole.update(problem.ops[i].inputs)
-    alive = set(now.outputs)
-    for i in order[:place]:
-        alive.update((kept_whole if fused[i] else kept).intersection(problem.ops[i].outputs))
-    return alive
 
 
 def _least(

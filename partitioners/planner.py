@@ -22,11 +22,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-from recut.partitioners.bound import is_moment, seconds_bound
-from recut.partitioners.errors import Culprit, InfeasibleBudget
+from recut.partitioners.bound import seconds_bound
+from recut.partitioners.errors import Culprit, InfeasibleBudget, Proof
 from recut.partitioners.evaluator import Liveness, evaluate, measure
 from recut.partitioners.fastest import cheapest_cut, fastest
 from recut.partitioners.machine import Machine
+from recut.partitioners.needs import Need, Needs
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Phase, Problem
 from recut.partitioners.program import Program, Solution
@@ -191,7 +192,7 @@ class Planner:
         if found is None and self.floor <= room:
             found = (self.lowest, "floor")
         if found is None:
-            raise InfeasibleBudget(budget, self.floor, self.culprits())
+            raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
         return self._made(found[0].schedule, budget, found[1])
 
     def _made(self, schedule: Schedule, budget: int, planner: str) -> Plan:
@@ -218,12 +219,19 @@ class Planner:
         return max(any_order, in_order), any_order
 
     @cached_property
-    def _fullest(self) -> int | None:
-        """The op of the backward at which the fastest plan holds most, of those with a bound."""
-        lives = self._fastest_lives
-        entries = enumerate(self.fastest.backward, start=lives.split)
-        found = [(int(lives.live[t]), -t, i) for t, i in entries if is_moment(self.problem, i)]
-        return max(found)[2] if found else None
+    def needs(self) -> Needs:
+        """What any plan holds while each op runs."""
+        return Needs(self.problem)
+
+    @cached_property
+    def _fullest(self) -> Need | None:
+        """The needs of the op of the backward at which the fastest plan holds most."""
+        lives, needs = self._fastest_lives, self.needs
+        live = dict(zip(self.fastest.backward, lives.live[lives.split :].tolist(), strict=True))
+        first = len(self.problem.forward_order)
+        places = [p for p in range(first, len(needs.order)) if needs.moments[p]]
+        most = max(places, key=lambda p: live[int(needs.order[p])], default=None)
+        return None if most is None else needs.at(most)
 
     def _program(self, k: int, finer: int) -> Program:
         """Return the program of a segmentation, with segments divided where another one divides."""
@@ -332,12 +340,6 @@ class Planner:
         now = problem.ops[(schedule.forward + schedule.backward)[moment]]
         found = []
         for inst in line.at(moment):
-            value = problem.values[inst.value]
-            if value.producer < 0:
-                why = "made of or for an input: a copy in another layout, or the loss's gradient"
-                found.append(Culprit(value.name, inst.bytes, "an input", "", why))
-                continue
-            op = problem.ops[value.producer]
             if inst.start == moment:
                 why = "made at the worst moment"
             elif inst.end == moment:
@@ -345,11 +347,46 @@ class Planner:
             elif inst.end >= len(line.live):
                 why = "returned by the step"
             elif inst.start < line.split <= inst.end:
-                why = f"saved for the backward{f' ({op.reason})' if op.reason else ''}"
+                why = f"saved for the backward{self._rule(inst.value)}"
             else:
                 why = "needed again later"
-            found.append(Culprit(value.name, inst.bytes, op.target, op.source, why))
+            found.append(self._culprit(inst.value, inst.bytes, why))
         return tuple(sorted(found, key=lambda c: (-c.bytes, c.name)))
+
+    def proof(self) -> Proof | None:
+        """Return what every plan holds at its worst moment, None where no op shows it."""
+        problem, need = self.problem, self.needs.most
+        if need is None:
+            return None
+        op = problem.ops[need.op]
+        found = []
+        for v in need.values:
+            if v in op.outputs:
+                why = "made by it"
+            elif v in op.inputs:
+                why = "read by it"
+            elif v in problem.forward_outputs or v in problem.backward_outputs:
+                why = "returned by the step"
+            else:
+                why = f"needed again later{self._rule(v)}"
+            found.append(self._culprit(v, problem.values[v].bytes, why))
+        held = tuple(sorted(found, key=lambda c: (-c.bytes, c.name)))
+        return Proof(need.bytes, op.name, op.target, op.source, held)
+
+    def _rule(self, v: int) -> str:
+        """Return why a value has to be saved, in brackets; nothing where it does not."""
+        producer = self.problem.values[v].producer
+        reason = self.problem.ops[producer].reason if producer >= 0 else ""
+        return f" ({reason})" if reason else ""
+
+    def _culprit(self, v: int, size: int, why: str) -> Culprit:
+        """Return a value as a part of what a budget cannot hold."""
+        value = self.problem.values[v]
+        if value.producer < 0:
+            why = "made of or for an input: a copy in another layout, or the loss's gradient"
+            return Culprit(value.name, size, "an input", "", why)
+        op = self.problem.ops[value.producer]
+        return Culprit(value.name, size, op.target, op.source, why)
 
 
 def _solve(program: Program, budget: int) -> Solution | None:

@@ -189,59 +189,48 @@ class _Again:
         self.passed_on = np.zeros(len(self.made), dtype=np.bool_)
         self.passed_on[self.before[self.before >= 0]] = True
         inside = self.made[trace.read]
-        self._read, self._at = trace.read[inside], trace.at[inside]
-        by_own = own[self._at]
-        self.edges = self._read[~by_own], self._at[~by_own]
-        self.needed = trace.returned & self.made
-        self._returned = np.flatnonzero(self.needed).tolist()
-        self.needed[self._read[by_own]] = True
-
-    @cached_property
-    def _steps(self) -> list[tuple[int, bool, list[int]]]:
-        """The backward: each entry's op, whether it is a recomputation, the instances it reads."""
-        low = np.searchsorted(self._at, np.arange(self.split, len(self.order) + 1)).tolist()
-        read = self._read.tolist()
-        is_own = self.problem.is_backward
-        ops = self.order[self.split :].tolist()
-        return [(i, not is_own[i], read[low[k] : low[k + 1]]) for k, i in enumerate(ops)]
+        read, at = trace.read[inside], trace.at[inside]
+        by_own = own[at]
+        self.edges = read[~by_own], at[~by_own]
+        # What has to be there: for the backward's own ops, and what the step returns at its end.
+        returned = np.flatnonzero(trace.returned & self.made)
+        self._asked = np.concatenate([read[by_own], returned])
+        self._when = np.concatenate([at[by_own], np.full(len(returned), len(trace.order))])
+        self.needed = np.zeros(len(self.made), dtype=np.bool_)
+        self.needed[self._asked] = True
+        self._own = own
 
     def carrying(self, carried: Ints) -> Schedule:
         """Return the schedule with some instances carried from the one before instead of made."""
-        steps = self._steps
-        entry, before = self.entry.tolist(), self.before.tolist()
-        skip = set(carried.tolist())
-        never = len(steps)
+        order, split, never = self.order, self.split, len(self.order)
+        # Where each instance is made then; -1 for what the forward makes.
+        skip = np.zeros(len(self.made) + 1, dtype=np.bool_)
+        skip[carried] = True
+        final = np.arange(len(self.made))
+        while (skipped := skip[final]).any():
+            final[skipped] = self.before[final[skipped]]
+        place = np.where(final >= 0, self.entry[final], -1)
         # The stage at which an entry runs: the place of the own op that it runs in front of.
-        stage = [never + 1] * never
-
-        def ask(read: list[int], now: int) -> None:
-            for instance in read:
-                k = instance
-                while k in skip:
-                    k = before[k]
-                if k >= 0:
-                    place = entry[k] - self.split
-                    stage[place] = min(stage[place], now)
-
-        ask(self._returned, never)
-        runs: dict[int, set[int]] = {}
-        for place in range(len(steps) - 1, -1, -1):
-            i, recomputed, read = steps[place]
-            if not recomputed:
-                stage[place] = place
-            elif stage[place] <= never:
-                runs.setdefault(stage[place], set()).add(i)
-            else:
-                continue
-            ask(read, stage[place])
-        backward: list[int] = []
-        for place, (i, recomputed, _) in enumerate(steps):
-            if not recomputed:
-                backward.extend(sorted(runs.get(place, ())))
-                backward.append(i)
-        backward.extend(sorted(runs.get(never, ())))
-        partial = Schedule((), tuple(backward))
-        return Schedule(forward_order(self.problem, partial.saved(self.problem)), partial.backward)
+        stage = np.full(never + 1, never + 1)
+        np.minimum.at(stage, place[self._asked], self._when)
+        stages = stage.tolist()
+        read, at = self.edges
+        from_backward = place[read] >= 0
+        pairs = (place[read[from_backward]].tolist(), at[from_backward].tolist())
+        # Reads stand in the order of their moments, and what is read was made before.
+        for source, reader in zip(*map(reversed, pairs), strict=True):
+            stages[source] = min(stages[source], stages[reader])
+        stage = np.array(stages[:never])
+        again = np.flatnonzero(~self._own & (stage <= never))
+        own = np.arange(split, never)[self._own[split:]]
+        count = len(self.problem.ops)
+        # At each stage what is recomputed for it, in joint-graph order and once, then its own op.
+        keys = np.concatenate(
+            [stage[again] * 2 * count + order[again], (own * 2 + 1) * count + order[own]]
+        )
+        backward = tuple((np.unique(keys) % count).tolist())
+        saved = Schedule((), backward).saved(self.problem)
+        return Schedule(forward_order(self.problem, saved), backward)
 
 
 class _Columns:

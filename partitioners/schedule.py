@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from recut.partitioners.errors import InvalidSchedule
 from recut.partitioners.problem import Phase, Problem, Rule
 
@@ -24,16 +26,18 @@ class Schedule:
 
     def saved(self, problem: Problem) -> tuple[int, ...]:
         """Return the values that the backward reads from the forward, sorted."""
-        made: set[int] = set()
-        saved: set[int] = set()
-        inputs, is_backward = problem.forward_inputs, problem.is_backward
-        for i in self.backward:
-            if not made.issuperset(inputs[i]):
-                saved.update(v for v in inputs[i] if v not in made)
-            if not is_backward[i]:
-                made.update(problem.ops[i].outputs)
-        saved.update(v for v in problem.forward_made(problem.backward_outputs) if v not in made)
-        return tuple(sorted(saved))
+        tables = problem.tables
+        order = np.array(self.backward, dtype=np.int64)
+        never = len(order)
+        first = np.full(len(problem.ops) + 1, never)  # the last entry: producers of inputs
+        first[order[::-1]] = np.arange(never - 1, -1, -1)
+        read, at = tables.inputs.take(order)
+        returned = np.array(problem.backward_outputs, dtype=np.int64)
+        read = np.concatenate([read, returned])
+        at = np.concatenate([at, np.full(len(returned), never)])
+        made = tables.of_forward[read] & (first[tables.producer[read]] >= at)
+        saved: list[int] = np.unique(read[made]).tolist()
+        return tuple(saved)
 
     def recomputed(self, problem: Problem) -> dict[int, int]:
         """Return how many times the backward runs each op that the forward has run."""
@@ -49,13 +53,11 @@ class Schedule:
 
         Prices of ops and values are added up; ``timing.step_seconds`` knows kernels.
         """
-        seen: set[int] = set()
-        total = sum(problem.save_seconds[v] for v in self.saved(problem))
-        for i in self.forward + self.backward:
-            if i in seen:
-                total += problem.ops[i].seconds
-            seen.add(i)
-        return total
+        tables = problem.tables
+        order = np.array(self.forward + self.backward, dtype=np.int64)
+        again = np.maximum(np.bincount(order, minlength=len(problem.ops)) - 1, 0)
+        saving = tables.save[list(self.saved(problem))].sum()
+        return float((again * tables.seconds).sum() + saving)
 
     def check(self, problem: Problem) -> None:
         """Raise InvalidSchedule where the schedule breaks dataflow or a rule of the Problem."""

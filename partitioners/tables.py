@@ -73,6 +73,9 @@ class Tables:
         self.fuses = flags(problem.fuses)
         self.pointwise = flags(problem.is_pointwise)
         self.backward = flags(problem.is_backward)
+        # By value: made by an op outside the backward.
+        made = self.producer >= 0
+        self.of_forward = made & ~self.backward[self.producer] if len(ops) else made
         self.forward = flags(o.phase is Phase.FORWARD for o in ops)
         self.never_saved = flags(  # by value
             v.producer >= 0 and ops[v.producer].rule is Rule.MUST_RECOMPUTE for v in values

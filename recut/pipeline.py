@@ -348,7 +348,7 @@ def _choose(
                 plan = replace(by.floor_plan(), budget=budget)
                 return _Choice(budget, plan, what, by, trial)
         floor = min(tried.values(), default=error.floor)
-        raise InfeasibleBudget(error.budget, floor, error.culprits) from None
+        raise error.with_floor(floor) from None
 
 
 def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int | None:
@@ -378,8 +378,7 @@ def _plan(settings: Settings, planner: Planner, budget: int) -> Plan:
             return planner.floor_plan()
         if planner.problem.compiler == "inductor":
             # A budget of the floor and not a byte more would be refused again for a few bytes.
-            floor = math.ceil(error.floor / _FILL)
-            raise InfeasibleBudget(error.budget, floor, error.culprits) from None
+            raise error.with_floor(math.ceil(error.floor / _FILL)) from None
         raise
 
 

@@ -14,7 +14,7 @@ from itertools import chain, combinations
 
 from recut.partitioners.machine import CPU
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
-from recut.partitioners.schedule import Schedule
+from recut.partitioners.schedule import Schedule, forward_order, lazy_schedule
 
 # Few sizes, so that an op often finds an input of its own size to write over.
 _SIZES = (0, 16, 16, 64, 64, 64, 100, 256)
@@ -276,6 +276,26 @@ class _Draw:
 def subsets(items: list[int]) -> Iterator[tuple[int, ...]]:
     """Yield every subset."""
     return chain.from_iterable(combinations(items, k) for k in range(len(items) + 1))
+
+
+def in_order(problem, seed):
+    """Return a schedule that recomputes at random before each op of the backward's order."""
+    rng = random.Random(f"in order {seed}")
+    values = forward_values(problem)
+    lean = lazy_schedule(problem, rng.sample(values, rng.randint(0, len(values))))
+    keep = frozenset(lean.saved(problem))
+    may = [i for i in set(lean.backward) if not problem.is_backward[i]]
+    backward, made = [], set()
+    for i in lean.backward:
+        for again in rng.sample(sorted(may), rng.randint(0, len(may))):
+            read = problem.forward_made(problem.ops[again].inputs)
+            if rng.random() < 0.3 and made.issuperset(v for v in read if v not in keep):
+                backward.append(again)
+                made.update(problem.ops[again].outputs)
+        backward.append(i)
+        made.update(problem.ops[i].outputs)
+    drawn = Schedule((), tuple(backward))
+    return Schedule(forward_order(problem, drawn.saved(problem)), drawn.backward)
 
 
 def forward_values(problem: Problem) -> list[int]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-import random
-from functools import partial
 
 import pytest
-from problems import Net, forward_values, random_problem, random_schedule, small_chain, subsets
+from problems import (
+    Net,
+    forward_values,
+    in_order,
+    random_problem,
+    random_schedule,
+    small_chain,
+    subsets,
+)
 
-from recut.partitioners.bound import is_moment, seconds_bound
+from recut.partitioners.bound import seconds_bound
 from recut.partitioners.evaluator import measure
 from recut.partitioners.machine import CPU
+from recut.partitioners.needs import Needs
 from recut.partitioners.planner import Planner
 from recut.partitioners.problem import Phase, Rule
-from recut.partitioners.schedule import Schedule, forward_order, lazy_schedule
+from recut.partitioners.schedule import lazy_schedule
 
 COMPILERS = pytest.mark.parametrize("compiler", ["eager", "inductor"])
 BACKWARD = {"phase": Phase.BACKWARD}
@@ -61,31 +68,14 @@ def test_no_schedule_beats_the_bound_of_a_moment_in_its_order(compiler):
         schedule.check(problem)
         budget = measure(problem, schedule).peak
         whole = seconds_bound(problem, budget)
-        for i in filter(partial(is_moment, problem), problem.backward_order):
-            bound = seconds_bound(problem, budget, i)
-            assert bound <= schedule.seconds(problem) + 1e-11, (seed, i)
+        needs = Needs(problem)
+        for place in range(len(problem.forward_order), len(needs.order)):
+            if not needs.moments[place]:
+                continue
+            bound = seconds_bound(problem, budget, needs.at(place))
+            assert bound <= schedule.seconds(problem) + 1e-11, (seed, place)
             sharper += bound > whole + 1e-9
     assert sharper > 20
-
-
-def in_order(problem, seed):
-    """Return a schedule that recomputes at random before each op of the backward's order."""
-    rng = random.Random(f"in order {seed}")
-    values = forward_values(problem)
-    lean = lazy_schedule(problem, rng.sample(values, rng.randint(0, len(values))))
-    keep = frozenset(lean.saved(problem))
-    may = [i for i in set(lean.backward) if not problem.is_backward[i]]
-    backward, made = [], set()
-    for i in lean.backward:
-        for again in rng.sample(sorted(may), rng.randint(0, len(may))):
-            read = problem.forward_made(problem.ops[again].inputs)
-            if rng.random() < 0.3 and made.issuperset(v for v in read if v not in keep):
-                backward.append(again)
-                made.update(problem.ops[again].outputs)
-        backward.append(i)
-        made.update(problem.ops[i].outputs)
-    drawn = Schedule((), tuple(backward))
-    return Schedule(forward_order(problem, drawn.saved(problem)), drawn.backward)
 
 
 def test_what_an_op_of_the_backward_makes_takes_its_room():
@@ -97,13 +87,15 @@ def test_what_an_op_of_the_backward_makes_takes_its_room():
     (g,) = net.op("back_b", (b,), 100, **BACKWARD)
     (h,) = net.op("back_a", (g, a), 100, **BACKWARD)
     problem = net.problem((out,), (h,))
+    back_b, back_a = map(Needs(problem).at, (3, 4))
     # While back_b runs: out, b and g; where 99 bytes are left, a has to be made again.
-    assert seconds_bound(problem, 310) == seconds_bound(problem, 310, 3) == 0.0
+    assert seconds_bound(problem, 310) == seconds_bound(problem, 310, back_b) == 0.0
     assert seconds_bound(problem, 309) == 0.0
-    assert seconds_bound(problem, 309, 3) == pytest.approx(0.01)
-    assert seconds_bound(problem, 210, 3) == pytest.approx(1.0)
+    assert seconds_bound(problem, 309, back_b) == pytest.approx(0.01)
+    assert seconds_bound(problem, 210, back_b) == pytest.approx(1.0)
     # While back_a runs: out, g, a and h.
-    assert seconds_bound(problem, 309, 4) == math.inf
+    assert seconds_bound(problem, 310, back_a) < math.inf
+    assert seconds_bound(problem, 309, back_a) == math.inf
 
 
 def two_matmuls(**more):
