@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from recut.partitioners.problem import Phase, Problem, Rule
-from recut.partitioners.tables import Flags, Ints, ints
+from recut.partitioners.tables import Flags, Ints, flags, ints
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,28 @@ class Needs:
         whole = np.full(len(problem.values), -1)  # the last place at which each value is read
         np.maximum.at(whole, read, at)
         last = whole.copy()
+        made = tables.producer >= 0
+
+        def by(which: Flags) -> Flags:
+            """Return for each value whether one of some ops makes it."""
+            result = made.copy()
+            result[made] = which[tables.producer[made]]
+            return result
+
         if problem.compiler == "inductor":
             # What a kernel makes for other kernels alone may be evaluated anew in them.
             by_kernel = tables.fuses[self.order[at]]
-            last[:] = -1
-            np.maximum.at(last, read[~by_kernel], at[~by_kernel])
-            made_whole = np.ones(len(problem.values), dtype=np.bool_)
-            made = tables.producer >= 0
-            made_whole[made] = ~tables.fuses[tables.producer[made]]
-            last[made_whole] = whole[made_whole]
-        start = np.where(tables.producer < 0, 0, self._place[tables.producer])
-        must = np.zeros(len(problem.values), dtype=np.bool_)
+            whole_read = np.full(len(last), -1)
+            np.maximum.at(whole_read, read[~by_kernel], at[~by_kernel])
+            last = np.where(by(tables.fuses), whole_read, whole)
+        start = np.where(made, self._place[tables.producer], 0)
+        must = by(tables.backward)
         must[tables.copies] = whole[tables.copies] >= 0
-        made = [v for v, x in enumerate(problem.values) if x.producer >= 0]
-        split = len(problem.forward_order)
-        for v in made:
-            op = problem.ops[problem.values[v].producer]
-            if op.phase is Phase.BACKWARD:
-                must[v] = True
-            elif op.phase is Phase.FORWARD and op.rule is Rule.MUST_SAVE:
-                # It is saved where the backward reads it, however it is read.
-                must[v] = whole[v] >= split
-                last[v] = whole[v]
+        ruled = flags(o.rule is Rule.MUST_SAVE and o.phase is Phase.FORWARD for o in problem.ops)
+        # What must be saved is saved where the backward reads it, however it does.
+        saved = by(ruled) & (whole >= len(problem.forward_order))
+        must |= saved
+        last[saved] = whole[saved]
         returned = [v for v in problem.backward_outputs if must[v]]
         returned += problem.forward_outputs
         must[returned] = True

@@ -18,20 +18,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 from recut.partitioners.bound import seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget, Proof
 from recut.partitioners.evaluator import Liveness, evaluate, measure
 from recut.partitioners.fastest import cheapest_cut, fastest
+from recut.partitioners.frontier import Candidate, Frontier
 from recut.partitioners.machine import Machine
 from recut.partitioners.needs import Need, Needs
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Phase, Problem
 from recut.partitioners.program import Program, Solution
-from recut.partitioners.rounding import Candidate, fill, shrink
+from recut.partitioners.rounding import fill, shrink
 from recut.partitioners.schedule import Schedule, Stretches, lazy_schedule
 from recut.partitioners.segments import Forward
 from recut.partitioners.timing import step_seconds
@@ -44,6 +45,12 @@ _SMALL = 400
 # Programs that are rounded, the most promising first; more only until one has an answer.
 _ROUNDED = 3
 _IN_VAIN = 6
+# Programs that are asked for a peak below the lowest of all.
+_LEANEST = 4
+# Of the budgets of a sweep every so manieth is searched in full.
+_SWEPT = 3
+# What is this near to the bound, as a share of a step, is not searched for in a sweep.
+_SWEPT_LOSS = 0.0025
 # A program whose leanest schedule is this much over a budget has nothing cheap to offer under it.
 _SHRINKS = 1.25
 # Segments in segments are worth a look where a plan may lose this share of a step.
@@ -57,10 +64,18 @@ Worth = Callable[[int, int], tuple[float, int]]
 
 @dataclass(frozen=True)
 class _Found:
-    """A schedule that a search has found, what a step of it takes, and whether time ran out."""
+    """A schedule that a search has found.
+
+    Attributes:
+        candidate: the schedule.
+        step: what a step of it takes, in seconds.
+        key: the segmentations of the program that gave it.
+        cut_short: whether time ran out.
+    """
 
     candidate: Candidate
     step: float
+    key: tuple[int, int]
     cut_short: bool = False
 
     @property
@@ -68,8 +83,10 @@ class _Found:
         """What it takes to recompute and to save."""
         return self.candidate.seconds
 
-    def name(self, planner: str) -> str:
-        """Return the planner's name for a plan."""
+    @property
+    def name(self) -> str:
+        """The planner's name for a plan."""
+        planner = "segments" if self.key[0] == self.key[1] else "nested segments"
         return f"{planner} (cut short by solver_seconds)" if self.cut_short else planner
 
 
@@ -87,7 +104,7 @@ class Planner:
         self.machine = machine
         self.seconds = seconds
         self._programs: dict[tuple[int, int], Program] = {}
-        self._answers: dict[int, tuple[Candidate, str] | None] = {}
+        self._answers: dict[int, _Found | None] = {}
         self._bounds: dict[int, tuple[float, float]] = {}
 
     @cached_property
@@ -151,18 +168,18 @@ class Planner:
         for k in range(len(self._cuts)):
             self._program(k, k)
         self._nested(peak)
-        programs = self._programs.values()
-        most = min(program.peak for program in programs) * _SHRINKS
-        near = [program for program in programs if program.peak <= most]
-        for program in sorted(near, key=lambda program: program.peak):
-            best = min(best, shrink(program), key=lambda c: c.peak)
+        most = min(program.peak for program in self._programs.values()) * _SHRINKS
+        near = [key for key, program in self._programs.items() if program.peak <= most]
+        shrunk = {key: shrink(self._programs[key]) for key in near}
+        near.sort(key=lambda key: (shrunk[key].peak, key))
+        best = min(best, *(shrunk[key] for key in near[:1]), key=lambda c: c.peak)
+
+        explore = partial(_ask, near[:_LEANEST])
         # What the programs find for this very peak may be cheaper, and lie below it all the same.
-        while found := self._cheapest(best.peak):
-            lower, best = found[0].peak < best.peak, found[0]
-            if not lower:
-                break
-        while found := self._cheapest(best.peak - 1):
-            best = found[0]
+        budget = best.peak
+        while found := self._search(budget, explore, math.inf):
+            best = found.candidate
+            budget = best.peak - (best.peak == budget)
         return best
 
     @property
@@ -189,11 +206,53 @@ class Planner:
             return self._made(self.fastest, budget, "min-cut")
         room = int(budget * fill)
         found = self._cheapest(room)
-        if found is None and self.floor <= room:
-            found = (self.lowest, "floor")
-        if found is None:
-            raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
-        return self._made(found[0].schedule, budget, found[1])
+        if found is not None:
+            return self._made(found.candidate.schedule, budget, found.name)
+        if self.floor <= room:
+            return self._made(self.lowest.schedule, budget, "floor")
+        raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
+
+    def sweep(self, points: int = 16) -> tuple[Plan, ...]:
+        """Return the frontier: plans for budgets from the floor to the fastest plan's peak.
+
+        The budgets lie evenly. Each plan is the cheapest of all schedules that were tried for any
+        of them, so a step of it takes no longer than of the plan before, and its peak is no lower.
+        Only some budgets are searched in full; for those between, the programs are asked that won
+        there, unless what was tried is near the bound already.
+
+        Args:
+            points: how many budgets, at least 2.
+
+        Raises:
+            ValueError: fewer than 2 points.
+        """
+        if points < 2:
+            raise ValueError(f"a sweep has at least 2 points, not {points}")
+        low, high = self.floor, max(self.floor, self.fastest_peak)
+        budgets = [low + (high - low) * k // (points - 1) for k in range(points)]
+        tried = Frontier()
+        found: dict[int, _Found] = {}
+        # Near the floor the frontier is steep.
+        for k in (*range(min(_SWEPT, points - 1)), *range(_SWEPT, points - 1, _SWEPT)):
+            # Asked anew, since an answer that is known tells nothing of what was tried for it.
+            if answer := self._asked(budgets[k], tried):
+                found[k] = answer
+        for k, budget in enumerate(budgets[:-1]):
+            keys = {found[i].key for i in (k - k % _SWEPT, k - k % _SWEPT + _SWEPT) if i in found}
+            known = tried.under(budget)
+            if k in found or (known is not None and self._loss(known, budget) < _SWEPT_LOSS):
+                continue
+            if answer := self._search(budget, partial(_ask, keys), math.inf, tried):
+                found[k] = answer
+        pool = {c.schedule: (c.peak, "segments") for c in tried.candidates}
+        pool |= {f.candidate.schedule: (f.candidate.peak, f.name) for f in found.values()}
+        pool[self.fastest] = (self.fastest_peak, "min-cut")
+        pool[self.lowest.schedule] = (self.floor, "floor")
+        # By what a step takes, then by the peak: a schedule is passed over for a better one only.
+        step = {x: step_seconds(self.problem, x, self.machine) for x in pool}
+        ranked = sorted(pool, key=lambda x: (step[x], pool[x][0]))
+        chosen = [next(x for x in ranked if pool[x][0] <= budget) for budget in budgets]
+        return tuple(self._made(x, b, pool[x][1]) for x, b in zip(chosen, budgets, strict=True))
 
     def _made(self, schedule: Schedule, budget: int, planner: str) -> Plan:
         problem = self.problem
@@ -260,29 +319,36 @@ class Planner:
         q = _climb(range(k + 1, count), k + far, lambda q: worth(k, q), _PATIENCE)
         _climb(range(q), k, lambda k: worth(k, q), _PATIENCE)
 
-    def _cheapest(self, budget: int) -> tuple[Candidate, str] | None:
-        """Return the cheapest schedule that the programs give under a budget, and who found it."""
+    def _cheapest(self, budget: int) -> _Found | None:
+        """Return the cheapest schedule that the programs give under a budget."""
         if budget not in self._answers:
-            self._answers[budget] = self._asked(budget)
+            self._answers[budget] = self._asked(budget, None)
         return self._answers[budget]
 
-    def _asked(self, budget: int) -> tuple[Candidate, str] | None:
-        """Return what :meth:`_cheapest` keeps."""
+    def _asked(self, budget: int, tried: Frontier | None) -> _Found | None:
+        """Return what :meth:`_cheapest` keeps; what is tried is added to ``tried``."""
         end = time.monotonic() + self.seconds
-        plain = self._search(budget, self._plain, end)
-        if plain is not None:
-            loss = plain.seconds - self.cheapest_seconds - self.bounds(budget)[0]
-            if loss < self._step_seconds * _LOSS:
-                return plain.candidate, plain.name("segments")
-        nested = self._search(budget, self._nested, end)
-        if nested is None or (plain is not None and plain.step <= nested.step):
-            if plain is None:
-                return None
-            short = plain.cut_short or (nested is None and time.monotonic() > end)
-            return plain.candidate, replace(plain, cut_short=short).name("segments")
-        return nested.candidate, nested.name("nested segments")
+        plain = self._search(budget, self._plain, end, tried)
+        if plain is not None and self._loss(plain.candidate, budget) < _LOSS:
+            return plain
+        nested = self._search(budget, self._nested, end, tried)
+        if nested is None:
+            late = time.monotonic() > end
+            return plain and replace(plain, cut_short=plain.cut_short or late)
+        return plain if plain is not None and plain.step <= nested.step else nested
 
-    def _search(self, budget: int, explore: Callable[[Worth], None], end: float) -> _Found | None:
+    def _loss(self, candidate: Candidate, budget: int) -> float:
+        """Return how much more than the bound a schedule costs, as a share of a step."""
+        loss = candidate.seconds - self.cheapest_seconds - self.bounds(budget)[0]
+        return loss / max(self._step_seconds, 1e-30)
+
+    def _search(
+        self,
+        budget: int,
+        explore: Callable[[Worth], None],
+        end: float,
+        tried: Frontier | None = None,
+    ) -> _Found | None:
         """Return the cheapest schedule under a budget that some programs give before ``end``."""
         best: _Found | None = None
         solved: dict[tuple[int, int], Solution] = {}
@@ -301,17 +367,19 @@ class Planner:
             # A program errs on the side of caution: the least of all is not always the best's.
             if rank >= (_IN_VAIN if best is None else _ROUNDED):
                 break
+            if best is not None and solved[key].target >= best.seconds:
+                break
             if time.monotonic() > end:
                 return None if best is None else replace(best, cut_short=True)
-            found = fill(self._program(*key), budget, solved[key])
+            found = fill(self._program(*key), budget, solved[key], tried)
             if found is None:
                 continue
             step = step_seconds(self.problem, found.schedule, self.machine)
             if best is None or step < best.step:
-                best = _Found(found, step)
-        return None if best is None else self._improved(best, budget)
+                best = _Found(found, step, key)
+        return None if best is None else self._improved(best, budget, tried)
 
-    def _improved(self, best: _Found, budget: int) -> _Found:
+    def _improved(self, best: _Found, budget: int, tried: Frontier | None) -> _Found:
         """Return the best of a schedule and what a program with that base makes of it.
 
         The program knows the lives of what this very schedule recomputes.
@@ -319,18 +387,18 @@ class Planner:
         for _ in range(_IMPROVEMENTS):
             program = Program(self.problem, best.candidate.schedule)
             solution = program.solve(budget)
-            found = None if solution is None else fill(program, budget, solution)
+            found = None if solution is None else fill(program, budget, solution, tried)
             if found is None or found.seconds >= best.seconds:
                 break
             step = step_seconds(self.problem, found.schedule, self.machine)
             if step >= best.step:
                 break
-            best = _Found(found, step)
+            best = replace(best, candidate=found, step=step)
         return best
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""
-        return replace(self.plan(self.floor), planner="floor")
+        return self._made(self.lowest.schedule, self.floor, "floor")
 
     def culprits(self) -> tuple[Culprit, ...]:
         """Return what is live at the worst moment of the floor plan, largest first."""
@@ -387,6 +455,12 @@ class Planner:
             return Culprit(value.name, size, "an input", "", why)
         op = self.problem.ops[value.producer]
         return Culprit(value.name, size, op.target, op.source, why)
+
+
+def _ask(keys: Collection[tuple[int, int]], worth: Worth) -> None:
+    """Ask what some segmentations are worth."""
+    for key in sorted(keys):
+        worth(*key)
 
 
 def _solve(program: Program, budget: int) -> Solution | None:

@@ -9,13 +9,12 @@ their *mixtures*: one level's choice for the values made up to some op, the othe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from recut.partitioners.evaluator import measure
+from recut.partitioners.frontier import Candidate, Frontier
 from recut.partitioners.program import Program, Solution
-from recut.partitioners.schedule import Schedule
 from recut.partitioners.tables import Flags
 
 # A level closer than this to another is the same one: the solver's own precision.
@@ -28,21 +27,6 @@ _RAISES = 1
 _TRIES = 12
 # A schedule that leaves more than this share of the budget leaves too much.
 _ROOM = 0.01
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A schedule that has been measured.
-
-    Attributes:
-        peak: bytes.
-        seconds: what it takes to recompute and to save.
-        schedule: the schedule.
-    """
-
-    peak: int
-    seconds: float
-    schedule: Schedule
 
 
 def bare(program: Program) -> Candidate:
@@ -75,26 +59,33 @@ class _Attempts:
         best: the cheapest that fits.
     """
 
-    def __init__(self, program: Program, budget: int) -> None:
+    def __init__(self, program: Program, budget: int, tried: Frontier | None) -> None:
         self.program = program
         self.budget = budget
+        self.tried = tried
         self.best = bare(program) if program.peak <= budget else None
 
     def excess(self, carried: Flags) -> int:
         """Return by how many bytes the base with some instances carried is over the budget."""
         found = carrying(self.program, carried)
+        if self.tried is not None:
+            self.tried.add(found)
         if found.peak <= self.budget and (self.best is None or found.seconds < self.best.seconds):
             self.best = found
         return found.peak - self.budget
 
 
-def fill(program: Program, budget: int, solution: Solution | None) -> Candidate | None:
+def fill(
+    program: Program, budget: int, solution: Solution | None, tried: Frontier | None = None
+) -> Candidate | None:
     """Return the cheapest schedule found that fits ``budget`` bytes; ``solution`` is for it.
+
+    What is tried on the way, whether it fits or not, is added to ``tried``.
 
     The program knows a few moments, and the lives of what is recomputed for one schedule. So its
     answers are a little over the budget or under it, and it is asked again for less or more.
     """
-    attempts = _Attempts(program, budget)
+    attempts = _Attempts(program, budget, tried)
     target = float(budget)
     most = float("inf")  # what gave an answer over the budget
     nearest = None  # the leanest of these answers
