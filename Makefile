@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+# Two processes halve the time on two cores; more would each load torch and its compilers.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 run := $(VENV)/bin/python -m
 ready := $(VENV)/.ready

@@ -175,7 +175,7 @@ def compile_stock(model: nn.Module) -> nn.Module:
 
 def compile_budget(model: nn.Module, ratio: float) -> nn.Module:
     """``model`` under torch's own ``activation_memory_budget``, a ratio of saved bytes."""
-    return _Budgeted(_compile(model), ratio)
+    return Configured(_compile(model), {"activation_memory_budget": ratio})
 
 
 def compile_recut(model: nn.Module, budget: str | int | float, **options: object) -> nn.Module:
@@ -213,22 +213,22 @@ def _unequalled(backend: str | Callable[..., Any]) -> Callable[..., Any]:
     return own
 
 
-class _Budgeted(nn.Module):
-    """Patches the budget around every call: whichever call compiles, it sees the budget."""
+class Configured(nn.Module):
+    """Sets torch's ``_functorch.config`` around every call: whichever call compiles, it sees it."""
 
-    def __init__(self, model: nn.Module, ratio: float) -> None:
+    def __init__(self, model: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.model, self.ratio = model, ratio
+        self.model, self.config = model, dict(config)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        with torch._functorch.config.patch(activation_memory_budget=self.ratio):
+        with torch._functorch.config.patch(self.config):
             loss: Tensor = self.model(*inputs)
             return loss
 
 
 def grads(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the gradients by parameter name, without the names that wrappers put in front."""
-    if isinstance(model, _Budgeted):
+    if isinstance(model, Configured):
         model = model.model
     return {
         name.removeprefix("_orig_mod."): parameter.grad.detach().clone()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.models.spec import Blocks, Made, run_block
+from benchmarks.models.spec import Blocks, Checkpoint, Made, run_block
 
 
 class Bottleneck(nn.Module):
@@ -41,7 +41,7 @@ class ResNet50(nn.Module):
     shrink those.
     """
 
-    def __init__(self, checkpoint: bool, width: int = 32, classes: int = 100) -> None:
+    def __init__(self, checkpoint: Checkpoint, width: int = 32, classes: int = 100) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 7, 2, 3, bias=False),
@@ -64,7 +64,7 @@ class ResNet50(nn.Module):
         return F.cross_entropy(self.head(x), labels)
 
 
-def resnet50(checkpoint: bool) -> Made:
+def resnet50(checkpoint: Checkpoint) -> Made:
     torch.manual_seed(0)
     model = ResNet50(checkpoint)
     return model, (torch.randn(8, 3, 128, 128), torch.randint(100, (8,)))
@@ -86,7 +86,7 @@ class DoubleConv(nn.Module):
 class UNet(nn.Module):
     """Four levels with skips concatenated on the way up: activations live across the whole net."""
 
-    def __init__(self, checkpoint: bool, width: int = 32, levels: int = 4) -> None:
+    def __init__(self, checkpoint: Checkpoint, width: int = 32, levels: int = 4) -> None:
         super().__init__()
         self.checkpoint = checkpoint
         sizes = [width << level for level in range(levels)]
@@ -112,7 +112,7 @@ class UNet(nn.Module):
         return F.mse_loss(self.head(x), targets)
 
 
-def unet(checkpoint: bool) -> Made:
+def unet(checkpoint: Checkpoint) -> Made:
     torch.manual_seed(0)
     model = UNet(checkpoint)
     images = torch.randn(4, 3, 96, 96)
@@ -146,7 +146,7 @@ class ConvNeXt(nn.Module):
     """Stages of blocks, each begun by a norm and a convolution that makes the image smaller."""
 
     def __init__(
-        self, depths: tuple[int, ...], widths: tuple[int, ...], classes: int, checkpoint: bool
+        self, depths: tuple[int, ...], widths: tuple[int, ...], classes: int, checkpoint: Checkpoint
     ) -> None:
         super().__init__()
         stages: list[nn.Module] = []
@@ -165,7 +165,7 @@ class ConvNeXt(nn.Module):
         return F.cross_entropy(self.head(self.norm(x)), labels)
 
 
-def convnext(checkpoint: bool) -> Made:
+def convnext(checkpoint: Checkpoint) -> Made:
     torch.manual_seed(0)
     model = ConvNeXt((2, 2, 4, 2), (48, 96, 192, 256), 100, checkpoint)
     return model, (torch.randn(6, 3, 128, 128), torch.randint(100, (6,)))

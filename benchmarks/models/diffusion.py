@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.models.spec import Made, run_block
+from benchmarks.models.spec import Checkpoint, Made, run_block
 
 STEPS = 1000
 
@@ -48,7 +48,7 @@ class ImageAttention(nn.Module):
 class DiffusionUNet(nn.Module):
     """Two blocks per level down and three up; every result on the way down is concatenated."""
 
-    def __init__(self, widths: tuple[int, ...], attends: int, checkpoint: bool) -> None:
+    def __init__(self, widths: tuple[int, ...], attends: int, checkpoint: Checkpoint) -> None:
         """Make the net; the lowest ``attends`` levels have attention."""
         super().__init__()
         self.checkpoint, self.first = checkpoint, widths[0]
@@ -106,7 +106,7 @@ class DiffusionUNet(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-def diffusion(checkpoint: bool) -> Made:
+def diffusion(checkpoint: Checkpoint) -> Made:
     torch.manual_seed(0)
     model = DiffusionUNet((32, 64, 96), 2, checkpoint)
     images = torch.randn(4, 3, 48, 48)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.models.spec import Made
+from benchmarks.models.spec import Checkpoint, Made, contexts
 
 
 class _LanguageModel(nn.Module):
@@ -36,16 +36,16 @@ _COMMON: dict[str, Any] = {
 }
 
 
-def _wrap_transformers(model: nn.Module, vocab: int, checkpoint: bool) -> Made:
+def _wrap_transformers(model: nn.Module, vocab: int, checkpoint: Checkpoint) -> Made:
     if checkpoint:
         # transformers renamed this in version 5; both take the arguments of torch's checkpoint.
         enable = getattr(model, "activation_checkpointing_enable", None)
         enable = enable or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, **contexts(checkpoint)})
     return _LanguageModel(model.train()), (torch.randint(vocab, (4, 256)),)
 
 
-def gpt2_hf(checkpoint: bool) -> Made:
+def gpt2_hf(checkpoint: Checkpoint) -> Made:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def gpt2_hf(checkpoint: bool) -> Made:
     return _wrap_transformers(GPT2LMHeadModel(config), config.vocab_size, checkpoint)
 
 
-def llama_hf(checkpoint: bool) -> Made:
+def llama_hf(checkpoint: Checkpoint) -> Made:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from benchmarks.models.spec import Made
+from benchmarks.models.spec import Checkpoint, Made, contexts
 
 State = tuple[Tensor, Tensor]
 
@@ -29,7 +29,9 @@ class LSTMCell(nn.Module):
 class LSTM(nn.Module):
     """A language model of stacked LSTMs; ``stride`` steps in time are one checkpointed block."""
 
-    def __init__(self, layers: int, width: int, vocab: int, stride: int, checkpoint: bool) -> None:
+    def __init__(
+        self, layers: int, width: int, vocab: int, stride: int, checkpoint: Checkpoint
+    ) -> None:
         super().__init__()
         self.stride, self.checkpoint = stride, checkpoint
         self.token, self.head = nn.Embedding(vocab, width), nn.Linear(width, vocab)
@@ -42,7 +44,9 @@ class LSTM(nn.Module):
         seen: list[Tensor] = []
         for part in x.split(self.stride, 1):
             if self.checkpoint:
-                out, states = torch_checkpoint(self._run, part, states, use_reentrant=False)
+                out, states = torch_checkpoint(
+                    self._run, part, states, use_reentrant=False, **contexts(self.checkpoint)
+                )
             else:
                 out, states = self._run(part, states)
             seen.append(out)
@@ -60,7 +64,7 @@ class LSTM(nn.Module):
         return torch.stack(seen, 1), states
 
 
-def lstm(checkpoint: bool) -> Made:
+def lstm(checkpoint: Checkpoint) -> Made:
     torch.manual_seed(0)
     model = LSTM(layers=2, width=256, vocab=256, stride=8, checkpoint=checkpoint)
     tokens = torch.randint(256, (96, 33))

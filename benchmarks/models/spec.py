@@ -22,6 +22,7 @@ Checkpoint = bool | Literal["matmuls", "half"]
 
 _ATEN = torch.ops.aten
 _MATMULS = (_ATEN.mm.default, _ATEN.addmm.default, _ATEN.bmm.default)
+_CONVOLUTION = _ATEN.convolution.default
 _ATTENTION = (
     _ATEN._scaled_dot_product_flash_attention.default,
     _ATEN._scaled_dot_product_efficient_attention.default,
@@ -40,7 +41,7 @@ class ModelSpec:
     """
 
     name: str
-    make: Callable[[bool], Made]
+    make: Callable[[Checkpoint], Made]
     has_blocks: bool
     note: str
     random: bool = False
@@ -67,15 +68,19 @@ def run_block(block: Callable[..., Tensor], checkpoint: Checkpoint, *inputs: Ten
     """``block(*inputs)``, under ``torch.utils.checkpoint`` when asked."""
     if not checkpoint:
         return block(*inputs)
-    if checkpoint is True:
-        return torch_checkpoint(block, *inputs, use_reentrant=False)
-    contexts = _keep_matmuls if checkpoint == "matmuls" else _keep_half
-    return torch_checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+    return torch_checkpoint(block, *inputs, use_reentrant=False, **contexts(checkpoint))
+
+
+def contexts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The argument that makes ``torch.utils.checkpoint`` a selective one, where it is to be one."""
+    if isinstance(checkpoint, bool):
+        return {}
+    return {"context_fn": _keep_matmuls if checkpoint == "matmuls" else _keep_half}
 
 
 def _keep_matmuls() -> Any:
-    """The contexts of a block that keeps what its matmuls and its attention give."""
-    return create_selective_checkpoint_contexts([*_MATMULS, *_ATTENTION])
+    """The contexts of a block that keeps what its matmuls, convolutions and attention give."""
+    return create_selective_checkpoint_contexts([*_MATMULS, _CONVOLUTION, *_ATTENTION])
 
 
 def _keep_half() -> Any:

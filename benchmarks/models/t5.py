@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.models.spec import Blocks, Made
+from benchmarks.models.spec import Blocks, Checkpoint, Made
 
 BUCKETS, FARTHEST = 32, 128
 
@@ -82,7 +82,9 @@ class T5Block(nn.Module):
 class T5(nn.Module):
     """Reads ``source`` with the encoder, and predicts each next token of ``target``."""
 
-    def __init__(self, layers: int, width: int, heads: int, vocab: int, checkpoint: bool) -> None:
+    def __init__(
+        self, layers: int, width: int, heads: int, vocab: int, checkpoint: Checkpoint
+    ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocab, width)
         self.place, self.place_out = RelativeBias(heads, False), RelativeBias(heads, True)
@@ -99,7 +101,7 @@ class T5(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
 
-def t5(checkpoint: bool) -> Made:
+def t5(checkpoint: Checkpoint) -> Made:
     torch.manual_seed(0)
     model = T5(layers=4, width=192, heads=6, vocab=512, checkpoint=checkpoint)
     return model, (torch.randint(512, (4, 192)), torch.randint(512, (4, 129)))

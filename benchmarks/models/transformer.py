@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.models.spec import Blocks, Made
+from benchmarks.models.spec import Blocks, Checkpoint, Made
 
 
 class TransformerBlock(nn.Module):
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
         causal: bool = True,
         dropout: float = 0.0,
         experts: int = 0,
-        checkpoint: bool = False,
+        checkpoint: Checkpoint = False,
     ) -> None:
         super().__init__()
         self.dropout = dropout
@@ -127,7 +127,7 @@ def transformer(
     layers: int,
     width: int,
     length: int,
-    checkpoint: bool,
+    checkpoint: Checkpoint,
     *,
     batch: int = 4,
     vocab: int = 256,
@@ -154,7 +154,7 @@ class ViT(nn.Module):
     """A vision transformer: patches and a class token through an encoder, then a classifier."""
 
     def __init__(
-        self, layers: int, width: int, size: int, patch: int, classes: int, checkpoint: bool
+        self, layers: int, width: int, size: int, patch: int, classes: int, checkpoint: Checkpoint
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, patch, patch)
@@ -172,7 +172,7 @@ class ViT(nn.Module):
         return F.cross_entropy(self.head(x[:, 0]), labels)
 
 
-def vit(checkpoint: bool) -> Made:
+def vit(checkpoint: Checkpoint) -> Made:
     torch.manual_seed(0)
     model = ViT(8, 192, 112, 8, 100, checkpoint)
     return model, (torch.randn(4, 3, 112, 112), torch.randint(100, (4,)))
