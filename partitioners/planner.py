@@ -1,14 +1,16 @@
 """Which planner answers: the fastest plan where it fits, otherwise the best that a budget allows.
 
 1. The fastest plan (``fastest.py``), if its peak fits.
-2. For segmentations of the forward from one to about fifty segments (``segments.py``), the
+2. For segmentations of the forward from one to about two hundred segments (``segments.py``), the
    linear program of what else to save (``program.py``). The programs' costs fall and rise again
    with the number of segments, so the search walks from the middle to where they are least; the
    most promising ones are rounded (``rounding.py``), and the cheapest answer wins.
 3. Where that costs much more than the bound (``bound.py``), the same for segmentations in two
    levels, in which a segment is recomputed as a whole first and piece by piece again.
 4. The floor: the lowest peak over the segmentations near the one that needs least. It is found
-   without looking at the budget, so a lower budget never gives a higher peak.
+   without looking at the budget, so it does not move with it.
+
+Each budget is planned alone; a :meth:`Planner.sweep` is monotone by construction.
 
 The work is counted, not timed: the same problem and budget give the same plan on every machine,
 unless ``solver_seconds`` cuts it short, and then the plan says so.
@@ -37,7 +39,7 @@ from recut.partitioners.schedule import Schedule, Stretches, lazy_schedule
 from recut.partitioners.segments import Forward
 from recut.partitioners.timing import step_seconds
 
-_SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48)
+_SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 # How many segmentations in a row may be worse before the search gives up on finer (coarser) ones.
 _PATIENCE = 2
 # Problems of at most as many ops are searched without giving up.

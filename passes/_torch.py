@@ -79,6 +79,10 @@ from torch._inductor.choices import InductorChoices  # isort: skip
 from torch._inductor.graph import GraphLowering  # isort: skip
 from torch._inductor.virtualized import V  # isort: skip
 
+# One op as the scheduler sees it; ``recompute_size_and_body`` and ``mutation_renames`` are used by
+# fusion.py, which keeps the former from losing the latter (torch 2.13). Drop that where torch does.
+from torch._inductor.scheduler import SchedulerNode  # isort: skip
+
 # What Inductor's own peak-memory pass computes of scheduled kernels: each buffer's size and
 # readers, and from them the first and last kernel that need it. Since 2.11 or before.
 from torch._inductor.memory import (  # isort: skip
@@ -159,6 +163,7 @@ __all__ = [
     "GraphLowering",
     "InductorChoices",
     "OrderedSet",
+    "SchedulerNode",
     "ShortenTraceback",
     "TracingContext",
     "V",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from recut.passes import _torch
@@ -108,6 +108,30 @@ def run_one_by_one(nodes: Sequence[Any]) -> None:
     for device in devices:
         if device.type == "cpu":
             nodes[0].scheduler.get_backend(device).ready_to_flush = lambda: True
+
+
+def keep_renames() -> None:
+    """Let nodes of planned graphs know what was written over, whatever their loops become.
+
+    A node that reads a buffer which an earlier node has written over (a scatter into a view)
+    depends on that node by a name of its own. Where the C++ backend gives a node the loops of
+    another one, torch 2.13 restores that name only if the node has dependencies that no index
+    shows. Without it both may end in one kernel, whatever their indices, and the reader gets
+    another element.
+    """
+    node_type: Any = _torch.SchedulerNode
+    compute = node_type.recompute_size_and_body
+    if getattr(compute, _META, False):
+        return
+
+    @wraps(compute)
+    def compute_and_rename(node: Any, *args: Any, **kwargs: Any) -> None:
+        compute(node, *args, **kwargs)
+        if isinstance(_torch.V.choices, PlannedOrderChoices):
+            node.set_read_writes(node.read_writes.rename(node.mutation_renames))
+
+    setattr(compute_and_rename, _META, True)
+    node_type.recompute_size_and_body = compute_and_rename
 
 
 Listener = Callable[[Observation], None]
@@ -221,6 +245,8 @@ def wrap_inner_compile(
         # Inductor's own estimate of the peak; the device's allocator is a pool already.
         "allow_buffer_reuse": False,
     }
+
+    keep_renames()
 
     def compile_in_order(gm: Any, example_inputs: Any, **kwargs: Any) -> Any:
         promised = getattr(gm, "meta", {}).get(_META)
