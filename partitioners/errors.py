@@ -17,6 +17,10 @@ class ForeignPlan(PlanningError):  # noqa: N818 - reads as the statement it make
     """A plan was made for another Problem than the one it is applied to."""
 
 
+# How many values an error lists one by one.
+_SHOWN = 8
+
+
 @dataclass(frozen=True)
 class Culprit:
     """One value that is live at a moment that a budget cannot hold.
@@ -107,7 +111,14 @@ def _told(proof: Proof, culprits: tuple[Culprit, ...]) -> list[str]:
 
 
 def _listed(culprits: tuple[Culprit, ...]) -> list[str]:
-    """Return the largest of some culprits, a line for each."""
+    """Return the largest of some culprits, a line for each, and what the others add up to."""
     places = (f" at {c.source}" if c.source else "" for c in culprits)
-    shown = zip(culprits[:8], places, strict=False)
-    return [f"  {mib(c.bytes):>28}  {c.name} = {c.op}{place}: {c.why}" for c, place in shown]
+    shown = zip(culprits[:_SHOWN], places, strict=False)
+    lines = [f"  {mib(c.bytes):>28}  {c.name} = {c.op}{place}: {c.why}" for c, place in shown]
+    totals: dict[str, tuple[int, int]] = {}
+    for c in culprits[_SHOWN:]:
+        count, size = totals.get(c.why, (0, 0))
+        totals[c.why] = (count + 1, size + c.bytes)
+    for why, (count, size) in sorted(totals.items(), key=lambda item: (-item[1][1], item[0])):
+        lines.append(f"  {mib(size):>28}  {count} more: {why}")
+    return lines

@@ -32,7 +32,7 @@ from recut.partitioners.frontier import Candidate, Frontier
 from recut.partitioners.machine import Machine
 from recut.partitioners.needs import Need, Needs
 from recut.partitioners.plan import Plan, make_plan
-from recut.partitioners.problem import Phase, Problem
+from recut.partitioners.problem import Op, Phase, Problem
 from recut.partitioners.program import Program, Solution
 from recut.partitioners.rounding import fill, shrink
 from recut.partitioners.schedule import Schedule, Stretches, lazy_schedule
@@ -421,6 +421,7 @@ class Planner:
             else:
                 why = "needed again later"
             found.append(self._culprit(inst.value, inst.bytes, why))
+        found += self._workspace(now, now.workspace)
         return tuple(sorted(found, key=lambda c: (-c.bytes, c.name)))
 
     def proof(self) -> Proof | None:
@@ -440,6 +441,7 @@ class Planner:
             else:
                 why = f"needed again later{self._rule(v)}"
             found.append(self._culprit(v, problem.values[v].bytes, why))
+        found += self._workspace(op, op.workspace - op.observed)
         held = tuple(sorted(found, key=lambda c: (-c.bytes, c.name)))
         return Proof(need.bytes, op.name, op.target, op.source, held)
 
@@ -448,6 +450,11 @@ class Planner:
         producer = self.problem.values[v].producer
         reason = self.problem.ops[producer].reason if producer >= 0 else ""
         return f" ({reason})" if reason else ""
+
+    def _workspace(self, op: Op, size: int) -> list[Culprit]:
+        """Return an op's workspace as a part of what a budget cannot hold, if it has any."""
+        why = "allocated by it while it runs"
+        return [Culprit(op.name, size, op.target, op.source, why)] if size else []
 
     def _culprit(self, v: int, size: int, why: str) -> Culprit:
         """Return a value as a part of what a budget cannot hold."""

@@ -97,7 +97,7 @@ def test_an_error_proves_that_no_plan_can_do():
     proof = caught.value.proof
     op = problem.ops[need.op]
     assert (proof.bytes, proof.name, proof.op) == (need.bytes, op.name, op.target)
-    assert sum(c.bytes for c in proof.held) == need.bytes - op.workspace
+    assert sum(c.bytes for c in proof.held) == need.bytes
     text = str(caught.value)
     assert f"({need.bytes} bytes): that much is in memory while {op.name} = {op.target}" in text
     assert all(c.name in text for c in proof.held[:8])
