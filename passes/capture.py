@@ -14,7 +14,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,12 +23,10 @@ from recut.partitioners.machine import described
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
 from recut.passes import _torch, costs, prepare, rules
 from recut.passes.prices import Basis, Prices
+from recut.passes.views import base_of, is_view
 from recut.passes.workspace import workspace_of
 
 aten = torch.ops.aten
-
-# Views by behaviour that their schema does not show: Inductor and eager make no copy.
-_UNMARKED_VIEWS = {aten._unsafe_view, torch.ops.prims.broadcast_in_dim}
 
 
 @dataclass(frozen=True)
@@ -60,36 +57,6 @@ class Capture:
         return bool(self.turned)
 
 
-def is_view(node: fx.Node) -> bool:
-    """Return whether a node's result lies in the storage of its first argument."""
-    if node.op != "call_function":
-        return False
-    if node.target is operator.getitem:
-        base = node.args[0]
-        return isinstance(base, fx.Node) and is_view(base)
-    if costs.packet(node) is aten.reshape:
-        return _reshape_is_view(node)
-    return _is_view(node.target)
-
-
-@cache
-def _is_view(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    if target.overloadpacket in _UNMARKED_VIEWS:
-        return True
-    returns = target._schema.returns
-    return bool(returns) and all(
-        r.alias_info is not None and not r.alias_info.is_write for r in returns
-    )
-
-
-def _reshape_is_view(node: fx.Node) -> bool:
-    base = node.args[0]
-    val = base.meta.get("val") if isinstance(base, fx.Node) else None
-    return isinstance(val, torch.Tensor) and val.is_contiguous()
-
-
 def is_constant(node: fx.Node) -> bool:
     """Return whether Inductor folds a node into its readers: ``full``, ``iota`` and their like.
 
@@ -115,15 +82,6 @@ def _fuses_into_readers(node: fx.Node) -> bool:
         elif costs.kind_of(user) not in (Kind.POINTWISE, Kind.REDUCTION):
             return False
     return True
-
-
-def base_of(node: fx.Node) -> fx.Node:
-    """Return the node that owns the storage which a view (or getitem) shows."""
-    while is_view(node):
-        base = node.args[0]
-        assert isinstance(base, fx.Node), f"{node} is a view of {base!r}"
-        node = base
-    return node
 
 
 def _op_of(node: fx.Node) -> fx.Node:

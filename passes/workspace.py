@@ -8,13 +8,14 @@ it is upwards. Of a GPU only flash attention's own sums are known, by its source
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import fx
 
 from recut.passes import _torch
+from recut.passes.bodies import bodies, held
 from recut.passes.costs import OWN_FLOPS, hint, nbytes, packet, tensors
 from recut.passes.measured import extra_bytes, signature
 from recut.passes.rules import is_random
@@ -52,7 +53,8 @@ def workspace_of(node: fx.Node, channels_last: bool) -> int:
     """Return the bytes that a node's library call allocates while it runs, beside its outputs.
 
     Attention on a CPU has blocks of scores for each thread, and a convolution there copies of what
-    it reads. Eager's random ops make a mask or a number for each element.
+    it reads. Eager's random ops make a mask or a number for each element. A condition or a loop
+    allocates what the largest of its bodies holds.
 
     Args:
         node: a node of the joint graph.
@@ -60,6 +62,9 @@ def workspace_of(node: fx.Node, channels_last: bool) -> int:
     """
     op = packet(node)
     made = tensors(node.meta.get("val"))
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        inside = partial(workspace_of, channels_last=channels_last)
+        return max((held(body, inside) for body in bodies(node)), default=0)
     if op in OWN_FLOPS:
         return _attention_workspace(node)
     if op is aten._scaled_dot_product_flash_attention_backward:

@@ -14,8 +14,9 @@ from torch import fx
 
 from recut.files import cache_folder, write_atomic
 from recut.machines import Host, this_host
-from recut.passes.capture import channels_last_nodes, device_of, is_view
+from recut.passes.capture import channels_last_nodes, device_of
 from recut.passes.measured import is_measurable, measure, signature
+from recut.passes.views import is_view
 
 log = logging.getLogger("recut")
 

@@ -85,6 +85,25 @@ class Fourier(nn.Module):
         return x.square().mean()
 
 
+class Condition(nn.Module):
+    """A branch whose insides are larger than all around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.wide, self.narrow = nn.Linear(64, 1024), nn.Linear(1024, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        y = torch.cond(
+            x.sum() > -1e9,
+            lambda x, up, down: torch.sin(torch.sin(x @ up.t()).cumsum(1) @ down.t()),
+            lambda x, up, down: torch.cos(x),
+            (x, self.wide.weight, self.narrow.weight),
+        )
+        return (y * x).square().mean()
+
+
 def convolutions(make, **more):
     return lambda: Stack(make, **more)
 
@@ -106,6 +125,7 @@ CASES = {
     "cell": (Cell, (32, 64)),
     "lstm": (Recurrent, (12, 32, 32)),
     "complex": (Fourier, (256, 64)),
+    "condition": (Condition, (1024, 64)),
 }
 # Of the largest entry of a gradient; halves of precision differ by the order of sums.
 TOLERANCE = {"autocast": 1e-2, "half": 2e-2}
