@@ -62,9 +62,8 @@ def workspace_of(node: fx.Node, channels_last: bool) -> int:
     """
     op = packet(node)
     made = tensors(node.meta.get("val"))
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
-        inside = partial(workspace_of, channels_last=channels_last)
-        return max((held(body, inside) for body in bodies(node)), default=0)
+    if inside := bodies(node):
+        return max(held(b, partial(workspace_of, channels_last=channels_last)) for b in inside)
     if op in OWN_FLOPS:
         return _attention_workspace(node)
     if op is aten._scaled_dot_product_flash_attention_backward:
