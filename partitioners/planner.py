@@ -89,7 +89,7 @@ class _Found:
     def name(self) -> str:
         """The planner's name for a plan."""
         planner = "segments" if self.key[0] == self.key[1] else "nested segments"
-        return f"{planner} (cut short by solver_seconds)" if self.cut_short else planner
+        return _named(planner, self.cut_short)
 
 
 class Planner:
@@ -108,6 +108,7 @@ class Planner:
         self._programs: dict[tuple[int, int], Program] = {}
         self._answers: dict[int, _Found | None] = {}
         self._bounds: dict[int, tuple[float, float]] = {}
+        self._floor_name = "floor"
 
     @cached_property
     def fastest(self) -> Schedule:
@@ -179,9 +180,11 @@ class Planner:
         explore = partial(_ask, near[:_LEANEST])
         # What the programs find for this very peak may be cheaper, and lie below it all the same.
         budget = best.peak
-        while found := self._search(budget, explore, math.inf):
+        end = time.monotonic() + self.seconds
+        while found := self._search(budget, explore, end):
             best = found.candidate
             budget = best.peak - (best.peak == budget)
+        self._floor_name = _named("floor", time.monotonic() > end)
         return best
 
     @property
@@ -211,7 +214,7 @@ class Planner:
         if found is not None:
             return self._made(found.candidate.schedule, budget, found.name)
         if self.floor <= room:
-            return self._made(self.lowest.schedule, budget, "floor")
+            return self._made(self.lowest.schedule, budget, self._floor_name)
         raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
 
     def sweep(self, points: int = 16) -> tuple[Plan, ...]:
@@ -249,7 +252,7 @@ class Planner:
         pool = {c.schedule: (c.peak, "segments") for c in tried.candidates}
         pool |= {f.candidate.schedule: (f.candidate.peak, f.name) for f in found.values()}
         pool[self.fastest] = (self.fastest_peak, "min-cut")
-        pool[self.lowest.schedule] = (self.floor, "floor")
+        pool[self.lowest.schedule] = (self.floor, self._floor_name)
         # By what a step takes, then by the peak: a schedule is passed over for a better one only.
         step = {x: step_seconds(self.problem, x, self.machine) for x in pool}
         ranked = sorted(pool, key=lambda x: (step[x], pool[x][0]))
@@ -400,7 +403,7 @@ class Planner:
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""
-        return self._made(self.lowest.schedule, self.floor, "floor")
+        return self._made(self.lowest.schedule, self.floor, self._floor_name)
 
     def culprits(self) -> tuple[Culprit, ...]:
         """Return what is live at the worst moment of the floor plan, largest first."""
@@ -464,6 +467,11 @@ class Planner:
             return Culprit(value.name, size, "an input", "", why)
         op = self.problem.ops[value.producer]
         return Culprit(value.name, size, op.target, op.source, why)
+
+
+def _named(planner: str, cut_short: bool) -> str:
+    """Return the name of a planner that may not have had the time that it wanted."""
+    return f"{planner} (cut short by solver_seconds)" if cut_short else planner
 
 
 def _ask(keys: Collection[tuple[int, int]], worth: Worth) -> None:

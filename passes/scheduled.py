@@ -49,7 +49,10 @@ class Expectation:
 
 
 def expectations(
-    captured: Capture, emission: Emission, line: Timeline, limit: int | None
+    captured: Capture,
+    emission: Emission,
+    line: Timeline,
+    limits: tuple[int | None, int | None],
 ) -> tuple[Expectation, Expectation]:
     """Return what a plan promises of its forward and of its backward.
 
@@ -57,12 +60,15 @@ def expectations(
         captured: the problem and its nodes.
         emission: the joint graph that runs the plan's schedule.
         line: the evaluator's timeline of the schedule.
-        limit: bytes that neither graph may exceed; None where nothing is promised.
+        limits: bytes that the forward and the backward may not exceed; None where nothing is
+            promised.
     """
     entries = [n for n in emission.module.graph.nodes if n.name in emission.ops]
     problem = captured.problem
 
-    def part(entries: Sequence[fx.Node], base: int, inputs: dict[str, int], held: int) -> Any:
+    def part(
+        entries: Sequence[fx.Node], base: int, inputs: dict[str, int], held: int, limit: int | None
+    ) -> Expectation:
         ops = tuple(emission.ops[n.name] for n in entries)
         return Expectation(
             digest=problem.digest,
@@ -78,8 +84,8 @@ def expectations(
     returned = _returned(problem)
     split = line.split
     return (
-        part(entries[:split], 0, {}, 0),
-        part(entries[split:], split, _saved(captured, emission), returned),
+        part(entries[:split], 0, {}, 0, limits[0]),
+        part(entries[split:], split, _saved(captured, emission), returned, limits[1]),
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
             OverBudget: it is more than the plan has promised.
         """
         self.seen[seen.digest] = max(seen.peak, self.seen.get(seen.digest, 0))
+        # A trial's forward has no limit of its own: it is held to the backward's.
+        seen = replace(seen, peak=self.seen[seen.digest])
         if not seen.fits:
             self.refused = seen
             raise OverBudget(f"kernels hold {seen.peak} of {seen.limit} bytes")

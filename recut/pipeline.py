@@ -52,9 +52,6 @@ log = logging.getLogger("recut")
 # How much of a budget a plan may fill at first. Inductor adds buffers of a few bytes that no graph
 # shows, and a plan filled to the brim would have to be compiled twice for them.
 _FILL = 511 / 512
-# A floor plan's count errs, upwards where it was observed elsewhere: where a budget is this near to
-# it, its kernels are asked before the budget is refused.
-_NEARLY = 0.85
 # A floor plan is accepted with kernels this much over its own peak; the floor is then theirs.
 _FLOOR_FILL = 1.005
 
@@ -239,7 +236,9 @@ def _partition_under(
     known = experience.get(captured.problem.digest)
     choice = _choose(settings, joint, captured, machine, known)
     plan, limit = choice.plan, _limit(settings, choice, known)
-    forward, backward = _apply(joint, choice.captured, plan, static_lifetime_input_indices, limit)
+    # Of a trial both graphs are asked, so that the floor is theirs and not the forward's.
+    limits = (None if choice.trial else limit, limit)
+    forward, backward = _apply(joint, choice.captured, plan, static_lifetime_input_indices, limits)
     problem = choice.captured.problem
     fastest_seconds = step_seconds(problem, choice.planner.fastest, machine)
     report = GraphReport(
@@ -341,10 +340,11 @@ def _choose(
         if observed.problem is not captured.problem:
             plain = Planner(captured.problem, machine, settings.solver_seconds)
             trials["plain"] = (captured, plain)
-        # Without Inductor there are no kernels that could tell.
+        # A count errs, in both directions: before a budget is refused, and a floor named, the
+        # floor plan's kernels are asked. Without Inductor there are none that could tell.
         compiled = captured.problem.compiler == "inductor"
         for trial, (what, by) in trials.items():
-            if compiled and trial not in tried and by.floor * _NEARLY <= budget:
+            if compiled and trial not in tried:
                 plan = replace(by.floor_plan(), budget=budget)
                 return _Choice(budget, plan, what, by, trial)
         floor = min(tried.values(), default=error.floor)
@@ -387,7 +387,7 @@ def _apply(
     captured: Capture,
     plan: Plan,
     static: Sequence[int] | None,
-    limit: int | None,
+    limits: tuple[int | None, int | None],
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     emission = emit(joint, captured, plan.schedule)
     forward, backward = split(
@@ -398,7 +398,7 @@ def _apply(
     verify(captured.problem, plan, emission.ops, forward, backward)
     line = evaluate(captured.problem, plan.schedule)
     for part, promised in zip(
-        (forward, backward), expectations(captured, emission, line, limit), strict=True
+        (forward, backward), expectations(captured, emission, line, limits), strict=True
     ):
         promise(part, promised)
     return forward, backward
