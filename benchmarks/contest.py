@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -156,15 +156,18 @@ def _contest(
     progress(f"race of {len(racers) + 1}, {rounds} rounds")
     assert stock.run
     times = measure.race({stock.row.label: stock.run, **racers}, rounds)
-    done = [
-        replace(e.row, seconds=times[e.row.label].median, ratio=times[e.row.label].ratio)
-        if e.run
-        else e.row
-        for e in entries
-    ]
+    done = [timed(entry, times) for entry in entries]
     del entries, racers
     gc.collect()
     return done
+
+
+def timed(entry: Entry, times: Mapping[str, measure.Times]) -> Row:
+    """The row of ``entry`` with what its race took; as it is where it did not run."""
+    if entry.run is None:
+        return entry.row
+    taken = times[entry.row.label]
+    return replace(entry.row, seconds=taken.median, ratio=taken.ratio)
 
 
 def _enter(
@@ -261,6 +264,18 @@ def cause(error: BaseException | None, kind: type[Caught]) -> Caught | None:
         if isinstance(error, kind):
             return error
         error = _inner(error)
+    return None
+
+
+def caught(run: Callable[[], object], kind: type[Caught]) -> Caught | None:
+    """Run, and return the error of a kind that ended it; None where none did."""
+    try:
+        run()
+    except Exception as error:
+        found = cause(error, kind)
+        if found is None:
+            raise
+        return found
     return None
 
 

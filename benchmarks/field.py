@@ -27,10 +27,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, fx, nn
 
 from benchmarks import measure
-from benchmarks.contest import GROUP, Entry, Row, ask, cause, enter_recut, take
+from benchmarks.contest import GROUP, Entry, Row, ask, caught, enter_recut, take, timed
 from benchmarks.models import MODELS, ModelSpec
 from benchmarks.models.spec import Checkpoint
-from benchmarks.table import RESULTS, environment
+from benchmarks.table import RESULTS, environment, names_of
 from recut.files import write_atomic
 from recut.passes.costs import flops_of
 
@@ -137,11 +137,7 @@ def graphs_of(spec: ModelSpec, member: Field) -> Graphs:
     model, inputs = member.compiled(spec)
     found: list[Graphs] = []
     with _watched(found, ends=True):
-        try:
-            measure.step(model, inputs)
-        except Exception as error:
-            if cause(error, _Partitioned) is None:
-                raise
+        caught(lambda: measure.step(model, inputs), _Partitioned)
     torch._dynamo.reset()
     return found[-1]
 
@@ -217,16 +213,10 @@ def _raced(
     racers = {entry.row.label: entry.run for entry in entries if entry.run}
     times = measure.race({STOCK: stock.run, **racers}, rounds)
 
-    def timed(entry: Entry) -> Row:
-        if entry.run is None:
-            return entry.row
-        taken = times[entry.row.label]
-        return replace(entry.row, seconds=taken.median, ratio=taken.ratio)
-
     return [
         Pair(
-            timed(theirs),
-            timed(ours),
+            timed(theirs, times),
+            timed(ours, times),
             graphs.flops - stock_graphs.flops,
             None if seen is None else seen.flops - stock_graphs.flops,
         )
@@ -319,19 +309,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure the models that have no result yet, then write table and plot of all results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.field", description=__doc__)
     known = [name for name, spec in MODELS.items() if spec.has_blocks]
-    parser.add_argument("--models", default=",".join(known), help="names, with commas")
+    parser.add_argument("--models", type=names_of, default=known, help="names, with commas")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each race (default 7)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--force", action="store_true", help="measure models with a result again")
     options = parser.parse_args(arguments)
-    names = options.models.split(",")
-    if unknown := sorted(set(names) - MODELS.keys()):
-        parser.error(f"unknown {unknown}, choose from {', '.join(MODELS)}")
     options.output.mkdir(parents=True, exist_ok=True)
     columns = (SpinnerColumn(), TextColumn("{task.description:<70}"), TimeElapsedColumn())
     # No thread of its own that draws: it would slow down what is measured here.
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
-        for name in names:
+        for name in options.models:
             path = options.output / f"field_{name}.json"
             if path.exists() and not options.force:
                 print(f"{name}: kept {path} (--force measures again)")

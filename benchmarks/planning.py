@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from benchmarks import measure
-from benchmarks.contest import cause
+from benchmarks.contest import caught
 from benchmarks.models import MODELS, ModelSpec, transformer
 from benchmarks.table import RESULTS, environment
 from recut.files import write_atomic
@@ -46,12 +46,8 @@ def _seconds(run: Callable[..., Any]) -> Callable[..., Any]:
 def _compile(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     """Compile up to the partitioner; returns its seconds."""
     torch._dynamo.reset()
-    try:
-        measure.step(model, inputs)
-    except Exception as error:
-        done = cause(error, _Done)
-        if done is None:
-            raise
+    done = caught(lambda: measure.step(model, inputs), _Done)
+    if done is not None:
         return float(done.args[0])
     raise RuntimeError("the model compiled without its partitioner")
 

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from benchmarks import measure
 from benchmarks.contest import FLOOR, Entry, Row, ask, enter_recut, take
 from benchmarks.models import MODELS, ModelSpec
-from benchmarks.table import RESULTS, environment
+from benchmarks.table import RESULTS, environment, names_of
 from recut.files import write_atomic
 from recut.machines import calibrated, this_host
 from recut.partitioners.machine import CPU, Machine
@@ -159,17 +159,14 @@ def _file(folder: Path, name: str) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Measure the models that have no result yet, then write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prices", description=__doc__)
-    parser.add_argument("--models", default=",".join(MODELS), help="names, with commas")
+    parser.add_argument("--models", type=names_of, default=list(MODELS), help="names, with commas")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each race (default 7)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--force", action="store_true", help="measure models with a result again")
     options = parser.parse_args(arguments)
-    names = options.models.split(",")
-    if unknown := set(names) - MODELS.keys():
-        parser.error(f"unknown {sorted(unknown)}, choose from {', '.join(MODELS)}")
     options.output.mkdir(parents=True, exist_ok=True)
     machine = calibrated(this_host("cpu")) or CPU
-    for name in names:
+    for name in options.models:
         if _file(options.output, name).exists() and not options.force:
             continue
         measure.prepare()

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument(
-        "--models", type=_names, default=list(MODELS), help=f"of {','.join(MODELS)}; default: all"
+        "--models", type=names_of, default=list(MODELS), help=f"of {','.join(MODELS)}; default: all"
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each race (default 5)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
@@ -87,7 +87,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _names(text: str) -> list[str]:
+def names_of(text: str) -> list[str]:
+    """The models that an argument names, with commas between them."""
     names = text.split(",")
     unknown = [name for name in names if name not in MODELS]
     if unknown:

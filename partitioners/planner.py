@@ -26,14 +26,15 @@ from functools import cache, cached_property, partial
 
 from recut.partitioners.bound import seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget, Proof
-from recut.partitioners.evaluator import Liveness, evaluate, measure
+from recut.partitioners.evaluator import Liveness, measure
 from recut.partitioners.fastest import cheapest_cut, fastest
 from recut.partitioners.frontier import Candidate, Frontier
 from recut.partitioners.machine import Machine
 from recut.partitioners.needs import Need, Needs
 from recut.partitioners.plan import Plan, make_plan
-from recut.partitioners.problem import Op, Phase, Problem
+from recut.partitioners.problem import Phase, Problem
 from recut.partitioners.program import Program, Solution
+from recut.partitioners.refusal import culprits, proof
 from recut.partitioners.rounding import fill, shrink
 from recut.partitioners.schedule import Schedule, Stretches, lazy_schedule
 from recut.partitioners.segments import Forward
@@ -108,7 +109,6 @@ class Planner:
         self._programs: dict[tuple[int, int], Program] = {}
         self._answers: dict[int, _Found | None] = {}
         self._bounds: dict[int, tuple[float, float]] = {}
-        self._floor_name = "floor"
 
     @cached_property
     def fastest(self) -> Schedule:
@@ -160,9 +160,14 @@ class Planner:
         """How many programs are worth solving in vain: all of a small problem's."""
         return _PATIENCE if len(self.problem.ops) > _SMALL else len(_SEGMENTS)
 
-    @cached_property
+    @property
     def lowest(self) -> Candidate:
         """The schedule with the lowest peak found for this problem."""
+        return self._lowest[0]
+
+    @cached_property
+    def _lowest(self) -> tuple[Candidate, str]:
+        """The schedule with the lowest peak, and the planner's name for its plan."""
         best = Candidate(self.fastest_peak, self.fastest.seconds(self.problem), self.fastest)
 
         def peak(k: int, finer: int) -> tuple[float, int]:
@@ -175,8 +180,7 @@ class Planner:
         near = [key for key, program in self._programs.items() if program.peak <= most]
         shrunk = {key: shrink(self._programs[key]) for key in near}
         near.sort(key=lambda key: (shrunk[key].peak, key))
-        best = min(best, *(shrunk[key] for key in near[:1]), key=lambda c: c.peak)
-
+        best = min(best, shrunk[near[0]], key=lambda c: c.peak)
         explore = partial(_ask, near[:_LEANEST])
         # What the programs find for this very peak may be cheaper, and lie below it all the same.
         budget = best.peak
@@ -184,8 +188,7 @@ class Planner:
         while found := self._search(budget, explore, end):
             best = found.candidate
             budget = best.peak - (best.peak == budget)
-        self._floor_name = _named("floor", time.monotonic() > end)
-        return best
+        return best, _named("floor", time.monotonic() > end)
 
     @property
     def floor(self) -> int:
@@ -195,7 +198,7 @@ class Planner:
     @property
     def known_floor(self) -> int | None:
         """The floor, bytes, if something has asked for it yet."""
-        return self.lowest.peak if "lowest" in self.__dict__ else None
+        return self.floor if "_lowest" in self.__dict__ else None
 
     def plan(self, budget: int, fill: float = 1.0) -> Plan:
         """Return the best plan found under ``budget`` bytes.
@@ -214,7 +217,7 @@ class Planner:
         if found is not None:
             return self._made(found.candidate.schedule, budget, found.name)
         if self.floor <= room:
-            return self._made(self.lowest.schedule, budget, self._floor_name)
+            return self._made(self.lowest.schedule, budget, self._lowest[1])
         raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
 
     def sweep(self, points: int = 16) -> tuple[Plan, ...]:
@@ -249,10 +252,10 @@ class Planner:
                 continue
             if answer := self._search(budget, partial(_ask, keys), math.inf, tried):
                 found[k] = answer
-        pool = {c.schedule: (c.peak, "segments") for c in tried.candidates}
+        pool = {c.schedule: (c.peak, "sweep") for c in tried.candidates}
         pool |= {f.candidate.schedule: (f.candidate.peak, f.name) for f in found.values()}
         pool[self.fastest] = (self.fastest_peak, "min-cut")
-        pool[self.lowest.schedule] = (self.floor, self._floor_name)
+        pool[self.lowest.schedule] = (self.floor, self._lowest[1])
         # By what a step takes, then by the peak: a schedule is passed over for a better one only.
         step = {x: step_seconds(self.problem, x, self.machine) for x in pool}
         ranked = sorted(pool, key=lambda x: (step[x], pool[x][0]))
@@ -403,70 +406,16 @@ class Planner:
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""
-        return self._made(self.lowest.schedule, self.floor, self._floor_name)
+        return self._made(self.lowest.schedule, self.floor, self._lowest[1])
 
     def culprits(self) -> tuple[Culprit, ...]:
         """Return what is live at the worst moment of the floor plan, largest first."""
-        problem, schedule = self.problem, self.lowest.schedule
-        line = evaluate(problem, schedule)
-        moment = line.worst
-        now = problem.ops[(schedule.forward + schedule.backward)[moment]]
-        found = []
-        for inst in line.at(moment):
-            if inst.start == moment:
-                why = "made at the worst moment"
-            elif inst.end == moment:
-                why = f"read at the worst moment by {now.name}"
-            elif inst.end >= len(line.live):
-                why = "returned by the step"
-            elif inst.start < line.split <= inst.end:
-                why = f"saved for the backward{self._rule(inst.value)}"
-            else:
-                why = "needed again later"
-            found.append(self._culprit(inst.value, inst.bytes, why))
-        found += self._workspace(now, now.workspace)
-        return tuple(sorted(found, key=lambda c: (-c.bytes, c.name)))
+        return culprits(self.problem, self.lowest.schedule)
 
     def proof(self) -> Proof | None:
         """Return what every plan holds at its worst moment, None where no op shows it."""
-        problem, need = self.problem, self.needs.most
-        if need is None:
-            return None
-        op = problem.ops[need.op]
-        found = []
-        for v in need.values:
-            if v in op.outputs:
-                why = "made by it"
-            elif v in op.inputs:
-                why = "read by it"
-            elif v in problem.forward_outputs or v in problem.backward_outputs:
-                why = "returned by the step"
-            else:
-                why = f"needed again later{self._rule(v)}"
-            found.append(self._culprit(v, problem.values[v].bytes, why))
-        found += self._workspace(op, op.workspace - op.observed)
-        held = tuple(sorted(found, key=lambda c: (-c.bytes, c.name)))
-        return Proof(need.bytes, op.name, op.target, op.source, held)
-
-    def _rule(self, v: int) -> str:
-        """Return why a value has to be saved, in brackets; nothing where it does not."""
-        producer = self.problem.values[v].producer
-        reason = self.problem.ops[producer].reason if producer >= 0 else ""
-        return f" ({reason})" if reason else ""
-
-    def _workspace(self, op: Op, size: int) -> list[Culprit]:
-        """Return an op's workspace as a part of what a budget cannot hold, if it has any."""
-        why = "allocated by it while it runs"
-        return [Culprit(op.name, size, op.target, op.source, why)] if size else []
-
-    def _culprit(self, v: int, size: int, why: str) -> Culprit:
-        """Return a value as a part of what a budget cannot hold."""
-        value = self.problem.values[v]
-        if value.producer < 0:
-            why = "made of or for an input: a copy in another layout, or the loss's gradient"
-            return Culprit(value.name, size, "an input", "", why)
-        op = self.problem.ops[value.producer]
-        return Culprit(value.name, size, op.target, op.source, why)
+        need = self.needs.most
+        return None if need is None else proof(self.problem, need)
 
 
 def _named(planner: str, cut_short: bool) -> str:

@@ -204,7 +204,7 @@ class _Again:
         """Return the schedule with some instances carried from the one before instead of made."""
         order, split, never = self.order, self.split, len(self.order)
         # Where each instance is made then; -1 for what the forward makes.
-        skip = np.zeros(len(self.made) + 1, dtype=np.bool_)
+        skip = np.zeros(len(self.made) + 1, dtype=np.bool_)  # the last entry is the forward's -1
         skip[carried] = True
         final = np.arange(len(self.made))
         while (skipped := skip[final]).any():

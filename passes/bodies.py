@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 
 from torch import fx
 
 from recut.passes.costs import nbytes, tensors
-from recut.passes.views import base_of
+from recut.passes.views import base_of, op_of
 
 
 def bodies(node: fx.Node) -> list[fx.GraphModule]:
@@ -29,7 +28,7 @@ def held(body: fx.GraphModule, workspace: Callable[[fx.Node], int]) -> int:
         workspace: returns the bytes that a node's call allocates while it runs.
     """
     nodes = list(body.graph.nodes)
-    root = {n: _root(n) for n in nodes}
+    root = {n: op_of(base_of(n)) for n in nodes}
     last = {root[a]: k for k, n in enumerate(nodes) for a in n.all_input_nodes}
     outside = {root[a] for n in nodes if n.op == "output" for a in n.all_input_nodes}
     alive = most = 0
@@ -42,11 +41,3 @@ def held(body: fx.GraphModule, workspace: Callable[[fx.Node], int]) -> int:
             most = max(most, alive + workspace(n))
         alive -= ending[k]
     return most
-
-
-def _root(node: fx.Node) -> fx.Node:
-    """Return the op whose results a node shows: behind views, and behind getitems of several."""
-    node = base_of(node)
-    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        node = base_of(node.args[0])
-    return node

@@ -23,7 +23,7 @@ from recut.partitioners.machine import described
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
 from recut.passes import _torch, costs, prepare, rules
 from recut.passes.prices import Basis, Prices
-from recut.passes.views import base_of, is_view
+from recut.passes.views import base_of, is_view, op_of
 from recut.passes.workspace import workspace_of
 
 aten = torch.ops.aten
@@ -82,13 +82,6 @@ def _fuses_into_readers(node: fx.Node) -> bool:
         elif costs.kind_of(user) not in (Kind.POINTWISE, Kind.REDUCTION):
             return False
     return True
-
-
-def _op_of(node: fx.Node) -> fx.Node:
-    """Return the multi-output op behind (nested) getitems, or the node itself."""
-    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
 
 
 def channels_last_nodes(graph: fx.Graph, inductor: bool) -> set[fx.Node]:
@@ -190,7 +183,7 @@ class _Builder:
             elif n in self.value_of:
                 out[self.value_of[n]] = None
             else:
-                out.update(dict.fromkeys(self.tuple_values.get(_op_of(n), ())))
+                out.update(dict.fromkeys(self.tuple_values.get(op_of(n), ())))
         return tuple(out)
 
     def collect(self) -> list[tuple[fx.Node, tuple[int, ...], tuple[int, ...], int]]:

@@ -54,3 +54,10 @@ def base_of(node: fx.Node) -> fx.Node:
         assert isinstance(base, fx.Node), f"{node} is a view of {base!r}"
         node = base
     return node
+
+
+def op_of(node: fx.Node) -> fx.Node:
+    """Return the multi-output op behind (nested) getitems, or the node itself."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node

@@ -166,7 +166,10 @@ def test_the_budget_holds_and_gradients_are_stocks(name):
             assert report.peak <= 1.3 * peak
 
 
-@pytest.mark.parametrize(("name", "share"), [("conv1d", 0.3), ("lstm", 0.95), ("half", 0.6)])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("conv1d", 0.95), ("conv1d", 0.3), ("lstm", 0.95), ("half", 0.95), ("half", 0.6)],
+)
 @torch._functorch.config.patch(enable_autograd_cache=False)  # what is served again reports nothing
 def test_the_floor_that_a_refusal_names_is_one(name, share):
     compiled(name, 0.01)
