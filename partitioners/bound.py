@@ -25,11 +25,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds
 from scipy.sparse import coo_array
 
 from recut.partitioners.needs import Need
 from recut.partitioners.problem import Phase, Problem, Rule
+from recut.partitioners.solver import minimise
 
 
 def seconds_bound(problem: Problem, budget: int, need: Need | None = None) -> float:
@@ -111,13 +112,6 @@ def _least(
     total = float(cost.sum())
     at, column, share = (np.array(x) for x in zip(*rows, strict=True)) if rows else ([], [], [])
     matrix = coo_array((share, (at, column)), shape=(len(least), len(cost))).tocsr()
-    result = milp(
-        cost * (1e3 / total) if total else cost,
-        constraints=LinearConstraint(matrix, least, np.inf),
-        bounds=bounds,
-    )
-    if result.status == 2:
-        return float("inf")
-    # Without an answer nothing is known. The dual bound is safe against the solver's tolerances.
-    found = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
-    return max(0.0, float(found or 0.0)) * total / 1e3
+    # Without an answer nothing is known.
+    answer = minimise(cost * (1e3 / total) if total else cost, matrix, least, np.inf, bounds)
+    return max(0.0, answer.bound) * (total / 1e3 if math.isfinite(answer.bound) else 1.0)

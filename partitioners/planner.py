@@ -35,7 +35,7 @@ from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Phase, Problem
 from recut.partitioners.program import Program, Solution
 from recut.partitioners.refusal import culprits, proof
-from recut.partitioners.rounding import fill, shrink
+from recut.partitioners.rounding import bare, fill, shrink
 from recut.partitioners.schedule import Schedule, Stretches, lazy_schedule
 from recut.partitioners.segments import Forward
 from recut.partitioners.timing import step_seconds
@@ -74,12 +74,14 @@ class _Found:
         step: what a step of it takes, in seconds.
         key: the segmentations of the program that gave it.
         cut_short: whether time ran out.
+        failed: whether the solver failed at a program.
     """
 
     candidate: Candidate
     step: float
     key: tuple[int, int]
     cut_short: bool = False
+    failed: bool = False
 
     @property
     def seconds(self) -> float:
@@ -90,7 +92,7 @@ class _Found:
     def name(self) -> str:
         """The planner's name for a plan."""
         planner = "segments" if self.key[0] == self.key[1] else "nested segments"
-        return _named(planner, self.cut_short)
+        return _named(planner, self.cut_short, self.failed)
 
 
 class Planner:
@@ -188,7 +190,8 @@ class Planner:
         while found := self._search(budget, explore, end):
             best = found.candidate
             budget = best.peak - (best.peak == budget)
-        return best, _named("floor", time.monotonic() > end)
+        failed = any(program.failed for program in self._programs.values())
+        return best, _named("floor", time.monotonic() > end, failed)
 
     @property
     def floor(self) -> int:
@@ -385,7 +388,21 @@ class Planner:
             step = step_seconds(self.problem, found.schedule, self.machine)
             if best is None or step < best.step:
                 best = _Found(found, step, key)
-        return None if best is None else self._improved(best, budget, tried)
+        failed = [key for key, program in self._programs.items() if program.failed]
+        if best is None and failed:
+            best = self._unsolved(failed, budget)
+        if best is None:
+            return None
+        return replace(self._improved(best, budget, tried), failed=bool(failed))
+
+    def _unsolved(self, keys: Collection[tuple[int, int]], budget: int) -> _Found | None:
+        """Return the cheapest base that fits of the programs at which the solver failed."""
+        bases = ((bare(self._program(*key)), key) for key in keys)
+        fit = [(base.seconds, key, base) for base, key in bases if base.peak <= budget]
+        if not fit:
+            return None
+        _, key, base = min(fit, key=lambda found: found[:2])
+        return _Found(base, step_seconds(self.problem, base.schedule, self.machine), key)
 
     def _improved(self, best: _Found, budget: int, tried: Frontier | None) -> _Found:
         """Return the best of a schedule and what a program with that base makes of it.
@@ -418,9 +435,10 @@ class Planner:
         return None if need is None else proof(self.problem, need)
 
 
-def _named(planner: str, cut_short: bool) -> str:
-    """Return the name of a planner that may not have had the time that it wanted."""
-    return f"{planner} (cut short by solver_seconds)" if cut_short else planner
+def _named(planner: str, cut_short: bool, failed: bool) -> str:
+    """Return the name of a planner that may not have had the time or the solver that it wanted."""
+    reasons = ["cut short by solver_seconds"] * cut_short + ["the solver failed"] * failed
+    return f"{planner} ({', '.join(reasons)})" if reasons else planner
 
 
 def _ask(keys: Collection[tuple[int, int]], worth: Worth) -> None:

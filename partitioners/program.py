@@ -29,12 +29,13 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
 from recut.partitioners.evaluator import Liveness, measure
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule, forward_order
+from recut.partitioners.solver import minimise
 from recut.partitioners.tables import Flags, Floats, Ints
 
 _MOMENTS = 64
@@ -61,11 +62,13 @@ class Program:
     Attributes:
         problem: the problem.
         schedule: the base; what it saves is saved in any case.
+        failed: what went wrong with the solver, or "".
     """
 
     def __init__(self, problem: Problem, schedule: Schedule) -> None:
         self.problem = problem
         self.schedule = schedule
+        self.failed = ""
 
     @cached_property
     def _lives(self) -> Liveness:
@@ -120,7 +123,7 @@ class Program:
         room = budget / max(self.peak, 1) - fixed
         if room.min(initial=0.0) < 0:
             return None
-        x = _minimise(self._cost, matrix, np.concatenate([most, room]))
+        x = self._minimise(self._cost, matrix, np.concatenate([most, room]))
         if x is None:
             return None
         return self._solution(x, float(self.columns.seconds @ x) + self._fixed_seconds)
@@ -132,12 +135,19 @@ class Program:
             return None
         matrix, most, fixed = self._rows
         above = csr_array(np.repeat([[0.0], [-1.0]], [len(most), len(fixed)], axis=0))
-        x = _minimise(
+        x = self._minimise(
             np.append(self._cost * 1e-5, 1e4),
             hstack([matrix, above], format="csr"),
             np.concatenate([most, -fixed]),
         )
         return None if x is None else self._solution(x[:-1], float(x[-1]) * self.peak)
+
+    def _minimise(self, cost: Floats, matrix: csr_array, most: Floats) -> Floats | None:
+        """Return the x in [0, 1] with matrix @ x <= most that costs least, or None."""
+        # Presolve finds nothing in these programs, and takes as long as the simplex method.
+        answer = minimise(cost, matrix, -np.inf, most, Bounds(0.0, 1.0), presolve=False)
+        self.failed = self.failed or answer.failed
+        return answer.x
 
     def _solution(self, x: Floats, target: float) -> Solution:
         columns = self.columns
@@ -145,18 +155,6 @@ class Program:
         share = np.zeros(len(columns.instances))
         share[columns.is_column] = x[columns.groups :]
         return Solution(target, remade, remade + share)
-
-
-def _minimise(cost: Floats, matrix: csr_array, most: Floats) -> Floats | None:
-    """Return the x in [0, 1] with matrix @ x <= most that costs least, or None."""
-    result = milp(
-        cost,
-        constraints=LinearConstraint(matrix, -np.inf, most),
-        bounds=Bounds(0.0, 1.0),
-        # Presolve finds nothing in these programs, and takes as long as the simplex method.
-        options={"presolve": False},
-    )
-    return result.x if result.status == 0 else None
 
 
 class _Again:
