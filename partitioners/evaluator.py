@@ -90,13 +90,17 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Liveness:
-    """A :class:`Timeline` as arrays: ``live`` by moment, the rest by instance of the ``trace``."""
+    """A :class:`Timeline` as arrays: ``live`` by moment, the rest by instance of the ``trace``.
+
+    ``taken`` lists the instances whose bytes are an input's that dies where they are made.
+    """
 
     trace: Trace
     live: Ints
     start: Ints
     end: Ints
     bytes: Ints
+    taken: Ints
 
     @property
     def value(self) -> Ints:
@@ -128,8 +132,9 @@ def measure(problem: Problem, schedule: Schedule) -> Liveness:
     np.add.at(change, np.maximum(lives.start, 0), size)
     np.subtract.at(change, lives.end + 1, size)
     live = np.cumsum(change[:n]) + trace.tables.workspace[trace.order]
-    _subtract_inplace(trace, lives, size, live)
-    return Liveness(trace, live, lives.start, lives.end, size)
+    taken = _taken_over(trace, lives, size)
+    np.subtract.at(live, lives.start[taken], size[taken])
+    return Liveness(trace, live, lives.start, lives.end, size, taken)
 
 
 def evaluate(problem: Problem, schedule: Schedule) -> Timeline:
@@ -140,8 +145,8 @@ def evaluate(problem: Problem, schedule: Schedule) -> Timeline:
     return Timeline(tuple(found.live.tolist()), instances, found.split)
 
 
-def _subtract_inplace(trace: Trace, lives: Lives, size: Ints, live: Ints) -> None:
-    """Take from ``live`` what ops write over an input that dies with them.
+def _taken_over(trace: Trace, lives: Lives, size: Ints) -> Ints:
+    """Return the instances that ops write over an input of the same size that dies with them.
 
     What the forward saved is not written over: a graph that autograd keeps runs its backward twice.
     """
@@ -151,11 +156,14 @@ def _subtract_inplace(trace: Trace, lives: Lives, size: Ints, live: Ints) -> Non
     whole = (size > 0) & (lives.start >= 0)
     saved = (lives.start < trace.split) & (trace.split <= lives.end)
     dies = whole & (lives.start < lives.end) & ~lives.shared & ~saved & may[lives.end]
-    made = whole & may[lives.start]
+    made = np.flatnonzero(whole & may[lives.start])
     dying: dict[tuple[int, int], int] = {}
     for place in zip(lives.end[dies].tolist(), size[dies].tolist(), strict=True):
         dying[place] = dying.get(place, 0) + 1
-    for place in zip(lives.start[made].tolist(), size[made].tolist(), strict=True):
+    taken = []
+    places = zip(lives.start[made].tolist(), size[made].tolist(), strict=True)
+    for instance, place in zip(made.tolist(), places, strict=True):
         if dying.get(place, 0):
             dying[place] -= 1
-            live[place[0]] -= place[1]
+            taken.append(instance)
+    return np.array(taken, dtype=np.int64)

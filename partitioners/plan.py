@@ -13,7 +13,7 @@ from recut.partitioners.evaluator import evaluate
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Plan:
         planner: which planner answered.
         observed: (op, bytes) that compiled code was seen to hold beyond the problem's own count,
             and that ``peak`` includes.
+        peak_expr: ``peak`` as a sympy expression of the graph's symbolic sizes ("" where it has
+            none); ``sizes.peak_formula`` computes with it.
     """
 
     digest: str
@@ -44,6 +46,7 @@ class Plan:
     any_order_seconds: float
     planner: str
     observed: tuple[tuple[int, int], ...] = ()
+    peak_expr: str = ""
 
     @property
     def gap(self) -> float:
@@ -79,6 +82,7 @@ class Plan:
             "any_order_seconds": self.any_order_seconds,
             "planner": self.planner,
             "observed": [list(pair) for pair in self.observed],
+            "peak_expr": self.peak_expr,
             "forward": list(self.schedule.forward),
             "backward": list(self.schedule.backward),
         }
@@ -111,6 +115,7 @@ class Plan:
             float(_field(data, "any_order_seconds", int, float)),
             _field(data, "planner", str),
             tuple((op, size) for op, size in observed),
+            _field(data, "peak_expr", str),
         )
 
     def dumps(self) -> str:
@@ -146,6 +151,11 @@ def make_plan(
         bounds: ``Plan.bound_seconds`` and ``Plan.any_order_seconds``.
     """
     schedule.check(problem)
+    peak_expr = ""
+    if problem.sizes:  # sympy takes a while to import
+        from recut.partitioners.sizes import peak_formula
+
+        peak_expr = str(peak_formula(problem, schedule).expression)
     return Plan(
         problem.digest,
         schedule,
@@ -155,4 +165,5 @@ def make_plan(
         *bounds,
         planner,
         tuple((i, o.observed) for i, o in enumerate(problem.ops) if o.observed),
+        peak_expr,
     )

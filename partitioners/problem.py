@@ -53,7 +53,7 @@ class Value:
         name: name of the node that makes it.
         bytes: size at the hint, in bytes; 0 for what does not count against the budget. Of an
             input it is what a copy in another layout takes that the compiler makes of it.
-        expr: the size as a sympy expression of the free symbols ("" where it is a constant).
+        expr: ``bytes`` as a sympy expression of the free symbols ("" where it is a constant).
         producer: index of the op that makes it, or -1 for an input of the joint graph.
         store: seconds that a generated kernel takes to write it; 0 without generated kernels.
         load: seconds that a generated kernel takes to read it.
@@ -90,6 +90,7 @@ class Op:
         observed: how many bytes of ``workspace`` no formula knows: the compiled code was seen to
             hold them.
         source: the user's source line.
+        module: path of the module that the op is of, such as "blocks.3.attn" ("": not known).
     """
 
     name: str
@@ -108,11 +109,27 @@ class Op:
     workspace: int = 0
     observed: int = 0
     source: str = ""
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that the graph takes as a symbol.
+
+    Attributes:
+        symbol: its name in ``Value.expr``.
+        hint: what it stands for in ``Value.bytes``.
+        source: the input that it is of, such as ``x.size()[0]`` ("": not known).
+    """
+
+    symbol: str
+    hint: int
+    source: str = ""
 
 
 # Fields of an op that do not identify a problem: names, what was only observed of its code, and the
 # price, which is the machine's: a plan made by other prices is as right as it was.
-_NO_MATTER = frozenset({"name", "source", "reason", "observed", "seconds", "arithmetic"})
+_NO_MATTER = frozenset({"name", "source", "module", "reason", "observed", "seconds", "arithmetic"})
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,7 @@ class Problem:
         forward_outputs: values that the forward returns to the user; alive to the end of the step.
         backward_outputs: values that the backward returns (gradients); alive to the end.
         compiler: "inductor" or "eager": who runs the graphs.
+        sizes: the symbols in the values' sizes.
     """
 
     ops: tuple[Op, ...]
@@ -132,6 +150,7 @@ class Problem:
     forward_outputs: tuple[int, ...]
     backward_outputs: tuple[int, ...]
     compiler: str = "inductor"
+    sizes: tuple[Size, ...] = ()
 
     @cached_property
     def tables(self) -> Tables:
@@ -271,6 +290,7 @@ class Problem:
             "forward_outputs": list(self.forward_outputs),
             "backward_outputs": list(self.backward_outputs),
             "compiler": self.compiler,
+            "sizes": [asdict(s) for s in self.sizes],
         }
 
     @staticmethod
@@ -298,4 +318,5 @@ class Problem:
             tuple(data["forward_outputs"]),
             tuple(data["backward_outputs"]),
             data["compiler"],
+            tuple(Size(**s) for s in data.get("sizes", ())),
         )

@@ -23,6 +23,7 @@ from recut.partitioners.machine import described
 from recut.partitioners.problem import Kind, Op, Phase, Problem, Rule, Value
 from recut.passes import _torch, costs, prepare, rules
 from recut.passes.prices import Basis, Prices
+from recut.passes.sizes import sizes_of
 from recut.passes.views import base_of, is_view, op_of
 from recut.passes.workspace import workspace_of
 
@@ -151,11 +152,12 @@ class _Builder:
         """Make a value for a node that owns storage."""
         found = costs.tensors(node.meta.get("val"))
         size = sum(map(costs.nbytes, found))
-        symbolic: list[Any] = [t.numel() * t.dtype.itemsize for t in found]
-        expr = " + ".join(str(s.node.expr) for s in symbolic if isinstance(s, torch.SymInt))
+        sizes: list[Any] = [t.numel() * t.dtype.itemsize for t in found]
+        symbolic = any(isinstance(s, torch.SymInt) for s in sizes)
+        expr = " + ".join(str(getattr(s, "node", s)) for s in sizes) if symbolic else ""
         self.value_of[node] = len(self.values)
-        if producer < 0:
-            size = self._input_bytes(node)
+        if producer < 0 and (own := self._input_bytes(node)) != size:
+            size, expr = own, ""
         store, load = self.prices.access_of(node, size)
         self.values.append(Value(node.name, size, producer, expr, store, load))
         return self.value_of[node]
@@ -299,6 +301,7 @@ def capture(
                 inplace=b.inductor and (kind is Kind.POINTWISE or joined),
                 workspace=workspace + workspace_of(n, bool(b.turned)),
                 source=rules.source_of(n),
+                module=rules.module_of(n),
             )
         )
     problem = Problem(
@@ -307,6 +310,7 @@ def capture(
         b.behind(b.forward_outputs),
         b.behind([*b.backward_outputs, *_loss_gradients(b)]),
         compiler,
+        sizes_of(joint.graph),
     )
     return Capture(
         problem,

@@ -6,6 +6,7 @@ When in doubt an op must be saved: a wrong gradient is worse than any memory sav
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any
@@ -49,6 +50,37 @@ def _innermost(trace: str) -> str:
         return ""
     name = parts[0].removeprefix("File ").strip('"').rsplit("/", 1)[-1]
     return f"{name}:{parts[1].removeprefix('line ')}"
+
+
+def module_of(node: fx.Node) -> str:
+    """Return the path of the innermost module that a node is of, or ``""``."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    path = str(next(reversed(stack.values()))[0]) if stack else ""
+    return _path(path)
+
+
+@lru_cache(maxsize=4096)
+def _path(text: str) -> str:
+    """Return ``blocks.3.attn`` for what Dynamo calls ``L['self'].blocks[3].attn`` or the like."""
+    inner = re.sub(r"^L\['\w+'\]\.?", "", text)
+    inner = re.sub(r"_modules\['(\w+)'\]", r"\1", inner)
+    return re.sub(r"\['?(\w+)'?\]", r".\1", inner).strip(".")
+
+
+def annotated_budget(joint: fx.GraphModule) -> float | None:
+    """Return the least budget that the user wrote into a graph by torch's own annotation.
+
+    That is ``torch.autograd.graph.region_activation_memory_budget`` (since torch 2.13): a ratio,
+    which torch takes for a whole graph as well; None where there is none.
+    """
+    found = [
+        node.meta["custom"].get("_region_activation_memory_budget")
+        for part in joint.modules()
+        if isinstance(part, fx.GraphModule)
+        for node in part.graph.nodes
+        if isinstance(node.meta.get("custom"), dict)
+    ]
+    return min((budget for budget in found if isinstance(budget, float)), default=None)
 
 
 def is_random(node: fx.Node) -> bool:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -32,6 +32,7 @@ from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
 from recut.partitioners.planner import Planner
+from recut.partitioners.problem import Problem
 from recut.partitioners.timing import step_seconds
 from recut.passes import _torch
 from recut.passes.capture import Capture, capture, device_of
@@ -40,11 +41,14 @@ from recut.passes.fusion import promise
 from recut.passes.prepare import has_backward, prepare
 from recut.passes.prices import Prices
 from recut.passes.rewrite import emit, split
-from recut.passes.rules import unpriced
+from recut.passes.rules import annotated_budget, unpriced
 from recut.passes.scheduled import expectations
 from recut.passes.verify import verify
 from recut.report import GraphReport, record
-from recut.settings import Settings
+from recut.settings import Budget, Settings
+
+if TYPE_CHECKING:
+    from recut.partitioners.sizes import PeakFormula
 
 log = logging.getLogger("recut")
 
@@ -54,6 +58,8 @@ log = logging.getLogger("recut")
 _FILL = 511 / 512
 # A floor plan is accepted with kernels this much over its own peak; the floor is then theirs.
 _FLOOR_FILL = 1.005
+# What torch's annotation means by 0: as little memory as can be.
+_LEAST = 1e-6
 
 
 def partition(
@@ -234,6 +240,7 @@ def _partition_under(
     prices = Prices(machine, measured, compiler == "inductor")
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, prices=prices)
     known = experience.get(captured.problem.digest)
+    settings = _tightened(settings, joint, captured, machine)
     choice = _choose(settings, joint, captured, machine, known)
     plan, limit = choice.plan, _limit(settings, choice, known)
     # Of a trial both graphs are asked, so that the floor is theirs and not the forward's.
@@ -256,6 +263,8 @@ def _partition_under(
         bases=_bases(captured),
         unpriced=_unpriced(captured),
         machine=f"{machine.name} ({machine.source or 'of the settings'})",
+        sizes=problem.sizes,
+        formula=_formula(problem, plan) if problem.sizes else None,
     )
     dump = None
     if settings.dump is not None:
@@ -270,6 +279,27 @@ def _partition_under(
         choice.trial,
         dump,
     )
+
+
+def _tightened(
+    settings: Settings, joint: fx.GraphModule, captured: Capture, machine: Machine
+) -> Settings:
+    """Return the settings with the budget of torch's own annotation where that asks for less."""
+    region = annotated_budget(joint)
+    if region is None or region >= 1:
+        return settings
+    asked = Budget("fraction", max(region, _LEAST))
+    peak = Planner(captured.problem, machine).fastest_peak
+    given = settings.memory_budget.resolve(peak, _free_bytes(joint))
+    less = asked.resolve(peak, None) < given
+    return replace(settings, memory_budget=asked) if less else settings
+
+
+def _formula(problem: Problem, plan: Plan) -> PeakFormula:
+    """Return the peak of a plan at any sizes."""
+    from recut.partitioners.sizes import peak_formula  # sympy, which not every graph needs
+
+    return peak_formula(problem, plan.schedule)
 
 
 def _bases(captured: Capture) -> dict[str, int]:

@@ -7,8 +7,13 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from recut.settings import Budget
+
+if TYPE_CHECKING:
+    from recut.partitioners.problem import Size
+    from recut.partitioners.sizes import PeakFormula
 
 log = logging.getLogger("recut")
 
@@ -37,6 +42,8 @@ class GraphReport:
         bases: how many ops have a price that was declared, measured or modelled, or none (unknown).
         unpriced: what is never recomputed, because nobody knows its cost.
         machine: the description of the machine that set the prices, and where it is from.
+        sizes: the symbolic sizes of the graph, and what they stood for while planning.
+        formula: the peak at any sizes; None where the graph has no symbolic ones.
     """
 
     budget: int
@@ -55,6 +62,8 @@ class GraphReport:
     bases: Mapping[str, int] = field(default_factory=dict)
     unpriced: tuple[str, ...] = ()
     machine: str = ""
+    sizes: tuple[Size, ...] = ()
+    formula: PeakFormula | None = None
 
     def line(self) -> str:
         """Return the log line."""
@@ -65,7 +74,21 @@ class GraphReport:
             f"{self._counted()} (fastest plan {_mib(self.fastest_peak)}), recomputation expected "
             f"to add {share:.1%} to the step{self._proof()}; {self.ops} ops planned in "
             f"{self.planning_seconds:.2f} s by {self.planner}{again}{self._unknown()}"
+            f"{self._sizes()}"
         )
+
+    def _sizes(self) -> str:
+        """Say at which sizes the peak was counted, and up to which a budget in bytes holds."""
+        if self.formula is None:
+            return ""
+        told = []
+        for size in self.sizes:
+            text = f"{size.source or size.symbol} = {size.hint}"
+            if self.asked.kind != "fraction":
+                most = self.formula.largest(size.symbol, self.budget)
+                text += f" (the budget holds up to {most})" if most else ""
+            told.append(text)
+        return f"; planned for {', '.join(told)}: more takes more memory"
 
     def _counted(self) -> str:
         if self.scheduled_peak is None:

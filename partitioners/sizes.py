@@ -1,0 +1,209 @@
+"""A plan's peak as a formula of the sizes that its graph takes as symbols.
+
+Which values are in memory at a moment does not depend on sizes; what they weigh does. So the peak
+is the largest of some sums, one for each moment. Sums that are at most another one whatever the
+sizes are left out, which leaves a handful.
+
+Example, for a graph whose batch is the symbol s0: ``Max(4096*s0 + 81920, 6144*s0)``.
+
+What a library call takes while it runs is known at the hint only. At other sizes it is counted in
+proportion to what the call reads and makes.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import sympy
+
+from recut.partitioners.evaluator import Liveness, measure
+from recut.partitioners.problem import Problem
+from recut.partitioners.schedule import Schedule
+
+_OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+# How torch prints functions of sizes (torch/utils/_sympy/functions.py), and what they are.
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "Max": sympy.Max,
+    "Min": sympy.Min,
+    "Mod": sympy.Mod,
+    "PythonMod": sympy.Mod,
+    "FloorDiv": lambda a, b: sympy.floor(a / b),
+    "CleanDiv": lambda a, b: sympy.floor(a / b),
+    "CeilDiv": lambda a, b: sympy.ceiling(a / b),
+    "ModularIndexing": lambda a, b, c: sympy.Mod(sympy.floor(a / b), c),
+}
+# A size nobody would ask for: 2**40.
+_MOST = 1 << 40
+
+
+def parse(text: str) -> sympy.Expr:
+    """Read a size as torch prints it, for problem files are data: nothing of them is evaluated.
+
+    Raises:
+        ValueError: it holds anything but whole numbers, symbols and functions that are known.
+    """
+    try:
+        return sympy.sympify(_read(ast.parse(text, mode="eval").body))
+    except (SyntaxError, RecursionError, ZeroDivisionError) as error:
+        raise ValueError(f"{text!r} is no size: {error}") from error
+
+
+def _read(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            return sympy.Integer(value)
+        case ast.Name(id=name):
+            return sympy.Symbol(name, integer=True, positive=True)
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return -_read(inner)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_read(left), _read(right))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*map(_read, args))
+    raise ValueError(f"{ast.unparse(node)!r} is no size that is known")
+
+
+@dataclass(frozen=True)
+class PeakFormula:
+    """The peak of a plan, in bytes, at any sizes.
+
+    Attributes:
+        terms: products of symbols, or functions of them; the first is 1.
+        sums: for each moment that may be the worst what each term counts, in bytes.
+        hints: what the symbols stood for when the plan was made.
+    """
+
+    terms: tuple[sympy.Expr, ...]
+    sums: tuple[tuple[int, ...], ...]
+    hints: Mapping[str, int]
+
+    @cached_property
+    def expression(self) -> sympy.Expr:
+        """The formula: the largest of some sums."""
+        sums = [sympy.Add(*map(operator.mul, row, self.terms)) for row in self.sums]
+        return sympy.Max(*sums, evaluate=False) if len(sums) > 1 else sums[0]
+
+    @cached_property
+    def _terms_at(self) -> Callable[..., list[Any]]:
+        symbols = [sympy.Symbol(name, integer=True, positive=True) for name in self.hints]
+        function: Callable[..., list[Any]] = sympy.lambdify(symbols, self.terms, modules="math")
+        return function
+
+    def at(self, sizes: Mapping[str, int]) -> int:
+        """Return the peak, in bytes, at some sizes by symbol; what is not given is as planned.
+
+        Raises:
+            ValueError: a symbol that the formula does not know.
+        """
+        if unknown := sorted(sizes.keys() - self.hints.keys()):
+            known = ", ".join(self.hints) or "none"
+            raise ValueError(f"no size of this graph: {', '.join(unknown)}; known are {known}")
+        terms = self._terms_at(*(int(sizes.get(name, hint)) for name, hint in self.hints.items()))
+        return max(int(sum(map(operator.mul, row, terms))) for row in self.sums)
+
+    def largest(self, symbol: str, budget: int) -> int | None:
+        """Return up to which size the peak stays within ``budget`` bytes, the others as planned.
+
+        None where no size does; 2**40 where all do.
+
+        Raises:
+            ValueError: a symbol that the formula does not know.
+        """
+        low, high = 0, 1  # low fits, or is 0; high does not
+        while high < _MOST and self.at({symbol: high}) <= budget:
+            low, high = high, 2 * high
+        if high >= _MOST:
+            return _MOST
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.at({symbol: middle}) <= budget else (low, middle)
+        return low or None
+
+
+def peak_formula(problem: Problem, schedule: Schedule) -> PeakFormula:
+    """Return the peak of a schedule as a formula of the problem's sizes.
+
+    Raises:
+        ValueError: a value's size is none that can be read.
+    """
+    known = {size.symbol: size.hint for size in problem.sizes}
+    weights, terms = _weights(problem, known)
+    rows = _largest(_moments(problem, measure(problem, schedule), weights))
+    return PeakFormula(terms, tuple(tuple(map(int, row)) for row in rows), known)
+
+
+def _weights(
+    problem: Problem, known: Mapping[str, int]
+) -> tuple[np.ndarray[Any, Any], tuple[sympy.Expr, ...]]:
+    """Return what each value counts of each term, and the terms."""
+    read: dict[str, dict[sympy.Expr, int]] = {}
+    for text in dict.fromkeys(value.expr for value in problem.values):
+        expr = parse(text) if text else sympy.Integer(0)
+        if {s.name for s in expr.free_symbols} <= known.keys():
+            parts = sympy.expand(expr).as_coefficients_dict()
+            if all(number.is_integer for number in parts.values()):
+                read[text] = {term: int(number) for term, number in parts.items()}
+    found = {term: None for parts in read.values() for term in parts if term != 1}
+    terms = (sympy.Integer(1), *sorted(found, key=str))
+    place = {term: k for k, term in enumerate(terms)}
+    weights = np.zeros((len(problem.values), len(terms)), dtype=np.int64)
+    for v, value in enumerate(problem.values):
+        if value.expr and value.bytes and value.expr in read:
+            for term, number in read[value.expr].items():
+                weights[v, place[term]] = number
+        else:
+            weights[v, 0] = value.bytes
+    return weights, terms
+
+
+def _moments(
+    problem: Problem, lives: Liveness, weights: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Return what is in memory at each moment, by terms."""
+    order = lives.trace.order
+    size = weights[lives.value] * (lives.bytes > 0)[:, None]
+    change = np.zeros((len(order) + 2, weights.shape[1]), dtype=np.int64)
+    np.add.at(change, np.maximum(lives.start, 0), size)
+    np.subtract.at(change, lives.end + 1, size)
+    live = np.cumsum(change[: len(order)], axis=0)
+    np.subtract.at(live, lives.start[lives.taken], size[lives.taken])
+    for i in np.flatnonzero(problem.tables.workspace).tolist():
+        live[order == i] += _workspace(problem, i, weights)
+    return live
+
+
+def _workspace(problem: Problem, i: int, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the workspace of an op by terms: in proportion to what it reads and makes."""
+    op = problem.ops[i]
+    touched = [*op.inputs, *op.outputs]
+    total = sum(problem.values[v].bytes for v in touched)
+    plain = np.zeros(weights.shape[1], dtype=np.int64)
+    plain[0] = op.workspace
+    share = weights[touched].sum(axis=0)
+    if not total or not share[1:].any():
+        return plain
+    grown: np.ndarray[Any, Any] = -(-op.workspace * share // total)
+    return grown
+
+
+def _largest(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return those of some sums that are not at most another one whatever the sizes."""
+    rows = np.unique(rows, axis=0)[::-1]
+    kept: list[np.ndarray[Any, Any]] = []
+    for row in rows[np.argsort(-rows.sum(axis=1), kind="stable")]:
+        if not any((other >= row).all() for other in kept):
+            kept.append(row)
+    return np.array(kept) if kept else np.zeros((1, rows.shape[1]), dtype=np.int64)
