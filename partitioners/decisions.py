@@ -1,0 +1,133 @@
+"""What a schedule does with each op and each byte, in words: the base of reports and dumps.
+
+Example, for ``y = gelu(x @ w)`` of which ``gelu`` runs again in the backward::
+
+    mm     saved        recomputing it costs 1.200 ms for 4.0 MiB
+    gelu   recomputed   once more, in 0.010 ms, for 4.0 MiB
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from recut.partitioners.evaluator import Instance, Timeline
+from recut.partitioners.problem import Op, Phase, Problem, Rule
+from recut.partitioners.schedule import Schedule
+
+
+class Choice(StrEnum):
+    """What becomes of an op's results."""
+
+    SAVED = "saved"  # the forward keeps one of them for the backward
+    RECOMPUTED = "recomputed"  # the op runs again in the backward
+    DEFERRED = "deferred"  # only the backward needs it, and only the backward runs it
+    DROPPED = "dropped"  # nothing of the backward reads it
+    BACKWARD = "backward"  # it is the backward's own
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a schedule does with one op.
+
+    Attributes:
+        choice: what becomes of its results; RECOMPUTED also where a result is saved as well.
+        runs: how often it runs in forward and backward together.
+        bytes: of its results that are saved.
+        reason: why.
+    """
+
+    choice: Choice
+    runs: int
+    bytes: int
+    reason: str
+
+
+class Use(StrEnum):
+    """What an instance in memory is for."""
+
+    SAVED = "saved"  # made by the forward, read by the backward
+    RECOMPUTED = "recomputed"  # made again by the backward
+    TEMPORARY = "temporary"  # made and gone within forward or backward
+    GRADIENT = "gradients"  # returned by the backward
+    OUTPUT = "outputs"  # returned by the forward
+    INPUT = "copies of inputs"  # made by the compiler, in another layout
+    WORKSPACE = "workspace"  # what library calls allocate while they run
+
+
+def decisions(problem: Problem, schedule: Schedule) -> tuple[Decision, ...]:
+    """Return what a schedule does with each op of a problem."""
+    forward, backward = Counter(schedule.forward), Counter(schedule.backward)
+    saved = frozenset(schedule.saved(problem))
+    return tuple(
+        _decision(problem, op, forward[i], backward[i], saved) for i, op in enumerate(problem.ops)
+    )
+
+
+def _decision(
+    problem: Problem, op: Op, forward: int, backward: int, saved: frozenset[int]
+) -> Decision:
+    runs = forward + backward
+    kept = sum(problem.values[v].bytes for v in op.outputs if v in saved)
+    if op.phase is Phase.BACKWARD:
+        return Decision(Choice.BACKWARD, runs, 0, "it depends on a gradient of the outputs")
+    made = sum(problem.values[v].bytes for v in op.outputs)
+    price = f"{op.seconds * 1e3:.3f} ms for {made / 2**20:.2f} MiB"
+    if forward and backward:
+        rule = op.reason if op.rule is Rule.MUST_RECOMPUTE else f"{_times(backward)}, {price}"
+        return Decision(Choice.RECOMPUTED, runs, kept, rule)
+    if backward:
+        return Decision(Choice.DEFERRED, runs, 0, "only the backward needs it")
+    if any(v in saved for v in op.outputs):
+        why = op.reason if op.rule is Rule.MUST_SAVE else f"running it again costs {price}"
+        return Decision(Choice.SAVED, runs, kept, why)
+    return Decision(Choice.DROPPED, runs, 0, "the backward does not read it")
+
+
+def _times(count: int) -> str:
+    return "once more" if count == 1 else f"{count} times more"
+
+
+def use_of(problem: Problem, timeline: Timeline, instance: Instance) -> Use:
+    """Return what an instance of a timeline is in memory for."""
+    value = problem.values[instance.value]
+    if value.producer < 0:
+        return Use.INPUT
+    if instance.end >= len(timeline.live):  # returned, and so alive to the end
+        returned = instance.value in problem.forward_outputs
+        return Use.OUTPUT if returned and instance.start < timeline.split else Use.GRADIENT
+    if instance.start < timeline.split:
+        return Use.SAVED if instance.end >= timeline.split else Use.TEMPORARY
+    return Use.TEMPORARY if problem.is_backward[value.producer] else Use.RECOMPUTED
+
+
+def memory(problem: Problem, schedule: Schedule, timeline: Timeline) -> dict[Use, Sequence[int]]:
+    """Return by use the bytes that are alive at each moment of a timeline.
+
+    They add up to ``timeline.live`` but for what ops write over an input that dies with them, which
+    is taken from what is temporary, or from the largest use where that is not enough.
+    """
+    count = len(timeline.live)
+    change = {use: [0] * (count + 1) for use in Use}
+    for instance in timeline.instances:
+        if instance.bytes:
+            steps = change[use_of(problem, timeline, instance)]
+            steps[max(instance.start, 0)] += instance.bytes
+            steps[min(instance.end + 1, count)] -= instance.bytes
+    out = {}
+    for use, steps in change.items():
+        total, series = 0, []
+        for step in steps[:count]:
+            total += step
+            series.append(total)
+        out[use] = series
+    for t, i in enumerate((*schedule.forward, *schedule.backward)):
+        out[Use.WORKSPACE][t] = problem.ops[i].workspace
+        excess = sum(series[t] for series in out.values()) - timeline.live[t]
+        for use in (Use.TEMPORARY, *sorted(Use, key=lambda use: -out[use][t])):
+            taken = min(excess, out[use][t])
+            out[use][t] -= taken
+            excess -= taken
+    return {use: series for use, series in out.items() if any(series)}

@@ -1,0 +1,130 @@
+"""A training graph with its plan, as one value: what reports, files and notebooks are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from recut.errors import SettingError
+from recut.files import read_plan
+from recut.partitioners.decisions import Decision, decisions
+from recut.partitioners.evaluator import Timeline, evaluate
+from recut.partitioners.machine import Machine
+from recut.partitioners.plan import Plan
+from recut.partitioners.problem import Problem
+from recut.partitioners.timing import step_seconds
+
+# The files of a planned graph in a folder; a dump adds what is for reading.
+PROBLEM, PLAN, FRONTIER, GRAPH = "problem.json", "plan.json", "frontier.json", "graph.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedGraph:
+    """A plan and what it was made of.
+
+    Attributes:
+        problem: the joint graph as planners see it, with what was observed of its kernels.
+        plan: the plan.
+        frontier: other plans for the same problem by rising budgets: the last one is the fastest.
+        machine: what set the prices.
+        name: what was planned, as a title.
+        asked: the budget as the user wrote it ("" where nobody did).
+        floor: lowest budget that a plan was found for, bytes; None where it was not looked for.
+        planning_seconds: how long planning took, seconds.
+        scheduled_peak: the most bytes that Inductor's kernels hold; None where no code was made.
+    """
+
+    problem: Problem
+    plan: Plan
+    frontier: tuple[Plan, ...]
+    machine: Machine
+    name: str = "graph"
+    asked: str = ""
+    floor: int | None = None
+    planning_seconds: float = 0.0
+    scheduled_peak: int | None = None
+
+    @property
+    def fastest(self) -> Plan:
+        """The fastest plan, whatever its peak."""
+        return self.frontier[-1]
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak of the plan, bytes."""
+        return self.plan.peak
+
+    @cached_property
+    def time(self) -> float:
+        """Expected time of a step of the plan, seconds."""
+        return self.seconds(self.plan)
+
+    def seconds(self, plan: Plan) -> float:
+        """Return the expected time of a step of a plan for this graph, seconds."""
+        return step_seconds(self.problem, plan.schedule, self.machine)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """What is in memory at each moment of the step."""
+        return evaluate(self.problem, self.plan.schedule)
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What the plan does with each op."""
+        return decisions(self.problem, self.plan.schedule)
+
+    def files(self) -> dict[str, str]:
+        """Return the text by file name that :func:`load` reads back."""
+        about = {
+            "version": VERSION,
+            "name": self.name,
+            "asked": self.asked,
+            "floor": self.floor,
+            "planning_seconds": self.planning_seconds,
+            "scheduled_peak": self.scheduled_peak,
+            "machine": self.machine.to_json(),
+        }
+        return {
+            PROBLEM: json.dumps(self.problem.to_json()) + "\n",
+            PLAN: self.plan.dumps(),
+            FRONTIER: json.dumps([plan.to_json() for plan in self.frontier]) + "\n",
+            GRAPH: json.dumps(about, indent=1) + "\n",
+        }
+
+
+def load(folder: Path) -> PlannedGraph:
+    """Read a planned graph from a folder of a dump.
+
+    Raises:
+        SettingError: the folder is none of a dump, or one of its files cannot be read.
+    """
+    try:
+        problem = Problem.from_json(_json(folder / PROBLEM))
+        frontier = tuple(Plan.from_json(plan) for plan in _json(folder / FRONTIER))
+        about: Mapping[str, Any] = _json(folder / GRAPH)
+        if about["version"] != VERSION:
+            raise ValueError(f"{GRAPH} has version {about['version']!r}, expected {VERSION}")
+        names = ("name", "asked", "floor", "planning_seconds", "scheduled_peak")
+        machine = Machine.from_json(about["machine"])
+        figures = {name: about[name] for name in names}
+        plan = read_plan(folder / PLAN)
+        problem = problem.with_observed(dict(plan.observed))
+        for one in (plan, *frontier):
+            one.check(problem)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError(
+            "folder", str(folder), f"no dumped graph ({error})", "give a folder that recut dumped"
+        ) from error
+    return PlannedGraph(problem, plan, frontier, machine, **figures)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+__all__ = ["PlannedGraph", "load"]
