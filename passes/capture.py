@@ -298,7 +298,7 @@ def capture(
                 reason=reason,
                 random=not backward and rules.is_random(n),
                 heavy=b.on_cpu and costs.is_heavy(n),
-                inplace=b.inductor and (kind is Kind.POINTWISE or joined),
+                inplace=is_wait(n) or (b.inductor and (kind is Kind.POINTWISE or joined)),
                 workspace=workspace + workspace_of(n, bool(b.turned)),
                 source=rules.source_of(n),
                 module=rules.module_of(n),
@@ -351,6 +351,11 @@ def joins_matmul(node: fx.Node) -> bool:
         return False
     alike = a.device.type == "cpu" and a.dtype == b.dtype and a.shape == b.shape
     return alike and any(n.target is aten.mm.default and len(n.users) == 1 for n in (one, two))
+
+
+def is_wait(node: fx.Node) -> bool:
+    """Return whether a node waits for a collective: its result is the collective's own tensor."""
+    return getattr(node.target, "__name__", "") == "wait_tensor.default"
 
 
 def _loss_gradients(b: _Builder) -> list[fx.Node]:

@@ -10,6 +10,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -267,14 +268,18 @@ def main(first: int, last: int) -> int:
     import os
     import warnings
 
+    from steps import by_dynamo
+
     warnings.simplefilter("ignore")
     failed = 0
     for seed in range(first, last):
-        budgets = random.Random(seed).sample(BUDGETS, 2)
+        draw = random.Random(seed)
+        budgets = draw.sample(BUDGETS, 2)
+        compile_ = partial(by_dynamo, dynamic=draw.random() < 0.25)
         for budget in budgets:
             os.environ["RECUT_MEMORY_BUDGET"] = budget
             try:
-                compare(seed)
+                compare(seed, compile_=compile_)
             except Exception:
                 failed += 1
                 module = make(seed)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from nets import WIDTH, floor_expected
-from ranks import Gathered, Sharded, Shuffled
+from ranks import CASES, Gathered, Sharded, Shuffled
 from steps import Graphs, by_dynamo, take_steps
 from torch import distributed as dist
 
 import recut
+from recut.partitioners.problem import Problem
 
 BUDGETS = ("1.0", "0.5", "0.01")
 
@@ -62,10 +64,9 @@ def test_none_is_issued_twice_or_waited_for_elsewhere(monkeypatch, net, budget):
     assert budget != "0.01" or report.peak < report.fastest_peak
 
 
-@pytest.mark.parametrize("budget", ["0.01", "0.5"])
-def test_two_ranks_train_as_eager_and_plan_the_same(tmp_path, budget):
+def test_two_ranks_train_as_eager_and_plan_the_same(tmp_path):
     script = Path(__file__).with_name("ranks.py")
-    env = {**os.environ, "RECUT_MEMORY_BUDGET": budget, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "RECUT_MEMORY_BUDGET": "0.01", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(tmp_path / "store")]
     running = [
         subprocess.Popen(
@@ -81,5 +82,15 @@ def test_two_ranks_train_as_eager_and_plan_the_same(tmp_path, budget):
     assert [p.returncode for p in running] == [0, 0], "\n".join(err for _, err in said)
     one, two = (out.splitlines() for out, _ in said)
     assert one == two
-    assert len(one) == 5  # a line for each net, and the last one
-    assert one[-1] == "all as eager"
+    assert [line.split(":")[0] for line in one] == [*(c[0] for c in CASES), "all as eager"]
+
+
+@pytest.mark.usefixtures("two_pretended_ranks")
+def test_waiting_takes_no_memory_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("RECUT_DUMP", str(tmp_path))
+    by_dynamo(Gathered().double())(torch.randn(64, WIDTH, dtype=torch.float64))
+    (file,) = tmp_path.glob("*/problem.json")
+    problem = Problem.from_json(json.loads(file.read_text()))
+    waits = [i for i, op in enumerate(problem.ops) if "wait_tensor" in op.target]
+    assert len(waits) == 6  # three gathered, three gradients scattered
+    assert all(problem.ops[i].inplace for i in waits)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from fuzz import ALONE, STEPS, compare, make
 from nets import floor_expected
+from steps import by_dynamo
 
 import recut
 
@@ -29,6 +32,16 @@ def test_a_program_is_eagers_under_bytes(monkeypatch, seed):
     recut.clear_reports()
     monkeypatch.setenv("RECUT_MEMORY_BUDGET", f"{(report.peak + report.fastest_peak) // 2}B")
     compare(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 10])
+def test_a_program_of_symbolic_sizes_is_eagers(monkeypatch, seed):
+    monkeypatch.setenv("RECUT_MEMORY_BUDGET", "0.01")
+    with floor_expected():
+        compare(seed, compile_=partial(by_dynamo, dynamic=True))
+    (report,) = recut.reports()
+    assert report.sizes
+    assert report.formula.at({}) == report.peak
 
 
 def test_the_programs_recompute_and_use_every_step():
