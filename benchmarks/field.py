@@ -13,6 +13,7 @@ import argparse
 import gc
 import hashlib
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -267,6 +268,15 @@ def markdown(documents: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def medians(pairs: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Return recut's peaks, MiB, and the median of what its steps took in the races at each."""
+    found: dict[int, list[float]] = {}
+    for ours in (pair["ours"] for pair in pairs):
+        if not ours["failure"]:
+            found.setdefault(ours["measured"], []).append(ours["ratio"])
+    return [(peak / 2**20, statistics.median(found[peak])) for peak in sorted(found)]
+
+
 def plot(documents: list[dict[str, Any]], path: Path) -> None:
     """Draw step time against peak, a panel for each model."""
     import matplotlib
@@ -287,12 +297,7 @@ def plot(documents: list[dict[str, Any]], path: Path) -> None:
             rows_of = [p["theirs"] for p in pairs if p["theirs"]["kind"] == kind]
             points = [(r["measured"] / 2**20, r["ratio"]) for r in rows_of]
             axes.plot(*zip(*points, strict=True), marker, label=label) if points else None
-        ours = sorted(
-            (p["ours"]["measured"] / 2**20, p["ours"]["ratio"])
-            for p in pairs
-            if not p["ours"]["failure"]
-        )
-        if ours:
+        if ours := medians(pairs):
             axes.plot(*zip(*ours, strict=True), "o-", label="recut")
         axes.plot([document["stock"]["measured"] / 2**20], [1.0], "*", label="stock")
         axes.set_xlabel("peak, MiB")

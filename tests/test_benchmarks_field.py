@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.contest import INFEASIBLE, Row
-from benchmarks.field import Field, distinct, field, markdown, plot
+from benchmarks.field import Field, distinct, field, markdown, medians, plot
 from benchmarks.models import ModelSpec
 from benchmarks.models.spec import Blocks
 
@@ -77,6 +77,13 @@ def test_the_table_says_what_share_of_the_added_time_is_left():
     assert row in text
     assert "| budget | 1.0 | 1.200 | 1.0 | infeasible |  |  |  |" in text
     assert "200.0 MiB" in text
+
+
+def test_races_of_one_plan_are_one_point():
+    rows = [(3 * 2**20, 1.2), (2**20, 1.5), (3 * 2**20, 1.0), (3 * 2**20, 1.1)]
+    pairs = [{"ours": {"failure": "", "measured": m, "ratio": r}} for m, r in rows]
+    pairs.append({"ours": {"failure": "infeasible", "measured": 0, "ratio": 0.0}})
+    assert medians(pairs) == [(1.0, 1.5), (3.0, 1.1)]
 
 
 def test_the_plot_is_the_same_twice(tmp_path):
