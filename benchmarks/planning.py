@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy
 import torch
 
 from benchmarks import measure
@@ -24,8 +25,16 @@ from benchmarks.table import RESULTS, environment
 from recut.files import write_atomic
 
 BUDGETS = (1.0, 0.75, 0.5, 0.01)
-# Deep and narrow: quick to trace, and of the size of real models' graphs.
-DEEP = ModelSpec("gpt64", lambda block: transformer(64, 64, 64, block), True, "GPT, 64 x 64, T=64")
+# Narrow ones of rising depth: quick to trace, and up to the size of large models' graphs.
+DEEP = {
+    f"narrow{layers}": ModelSpec(
+        f"narrow{layers}",
+        lambda block, layers=layers: transformer(layers, 64, 64, block),
+        True,
+        f"GPT, {layers} x 64, T=64",
+    )
+    for layers in (12, 25, 50, 100)
+}
 
 
 class _Done(Exception):  # noqa: N818 - an answer, not a failure
@@ -82,10 +91,31 @@ def compare(spec: ModelSpec, rounds: int) -> tuple[int, float, dict[float, float
     return ops[0], statistics.median(stock), recuts
 
 
+def growth(ops: list[int], seconds: list[float]) -> float:
+    """Return the power of the number of ops that seconds grow with: a line through logarithms."""
+    slope, _ = numpy.polyfit(numpy.log(ops), numpy.log(seconds), 1)
+    return float(slope)
+
+
+def _growth(rows: dict[str, tuple[int, float, dict[float, float]]]) -> list[str]:
+    """Return how planning grows over the deep models that were compared, if several were."""
+    deep = [row for name, row in rows.items() if name in DEEP]
+    if len(deep) < 2:
+        return []
+    ops = [row[0] for row in deep]
+    torchs = growth(ops, [row[1] for row in deep])
+    ours = (f"{growth(ops, [row[2][b] for row in deep]):.2f} at {b}" for b in BUDGETS)
+    return [
+        "",
+        f"From {min(ops)} to {max(ops)} ops seconds grow with this power of their number: torch's "
+        f"{torchs:.2f}, recut's {', '.join(ours)}.",
+    ]
+
+
 def main() -> None:
     """Compare the models and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
-    known = {**MODELS, DEEP.name: DEEP}
+    known = {**MODELS, **DEEP}
     parser.add_argument("--models", default=",".join(known), help="names, with commas")
     parser.add_argument("--rounds", type=int, default=5, help="compilations of each (default 5)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
@@ -105,12 +135,16 @@ def main() -> None:
         "| model | ops | torch | " + " | ".join(f"recut {b}" for b in BUDGETS) + " |",
         "| --- |" + " --: |" * (2 + len(BUDGETS)),
     ]
+    rows = {}
     for name in options.models.split(","):
-        ops, stock, recuts = compare(known[name], options.rounds)
+        ops, stock, recuts = rows[name] = compare(known[name], options.rounds)
         cells = (f"{s:.3f} ({s / stock:.2f})" for s in recuts.values())
         lines.append(f"| {name} | {ops} | {stock:.3f} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    made = environment(f"python -m benchmarks.planning --rounds {options.rounds}")
+    lines += _growth(rows)
+    made = environment(
+        f"python -m benchmarks.planning --models {options.models} --rounds {options.rounds}"
+    )
     lines += ["", f"{made['date']}, torch {made['torch']}, {made['device']}: `{made['command']}`"]
     options.output.mkdir(parents=True, exist_ok=True)
     write_atomic(options.output / "planning.md", "\n".join(lines) + "\n")
