@@ -8,6 +8,7 @@ Example, for ``y = gelu(x @ w)`` of which ``gelu`` runs again in the backward::
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,58 @@ def _decision(
         why = op.reason if op.rule is Rule.MUST_SAVE else f"running it again costs {price}"
         return Decision(Choice.SAVED, runs, kept, why)
     return Decision(Choice.DROPPED, runs, 0, "the backward does not read it")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ops alike that a schedule treats alike.
+
+    Attributes:
+        choice: what becomes of their results.
+        target: what they call.
+        module: path of their module, with ``*`` in the place of numbers.
+        source: the user's source line of the first of them.
+        ops: how many.
+        again: how often the backward runs them, all together, where the forward has run them.
+        bytes: of their results that are saved.
+        seconds: what running them again takes, by their own prices.
+        reason: why, of the first of them.
+    """
+
+    choice: Choice
+    target: str
+    module: str
+    source: str
+    ops: int
+    again: int
+    bytes: int
+    seconds: float
+    reason: str
+
+
+def groups(problem: Problem, schedule: Schedule, choice: Choice) -> tuple[Group, ...]:
+    """Return the ops that a schedule treats so, the most seconds first, then the most bytes."""
+    found: dict[tuple[str, str], list[tuple[Op, Decision]]] = {}
+    for op, made in zip(problem.ops, decisions(problem, schedule), strict=True):
+        if made.choice is choice:
+            found.setdefault((op.target, pattern(op.module)), []).append((op, made))
+    out = []
+    for (target, module), items in found.items():
+        first, why = items[0]
+        again = sum(made.runs - 1 for _, made in items)
+        seconds = sum((made.runs - 1) * op.seconds for op, made in items)
+        size = sum(made.bytes for _, made in items)
+        out.append(
+            Group(
+                choice, target, module, first.source, len(items), again, size, seconds, why.reason
+            )
+        )
+    return tuple(sorted(out, key=lambda g: (-g.seconds, -g.bytes, g.target, g.module)))
+
+
+def pattern(module: str) -> str:
+    """Return ``blocks.*.attn`` for ``blocks.3.attn``: what repeated modules have in common."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
 
 
 def _times(count: int) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from recut.partitioners.errors import ForeignPlan, InvalidSchedule
@@ -14,6 +13,8 @@ from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
 
 VERSION = 4
+# Past any number of bytes or seconds, and what the evaluator's integers hold.
+_MOST = 2**62
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Plan:
                 f"{problem.digest[:12]}): plan again, or unset RECUT_PLAN"
             )
         self.schedule.check(problem)
+        unknown = [op for op, _ in self.observed if op >= len(problem.ops)]
+        if unknown:
+            raise InvalidSchedule(f"something was observed of op {unknown[0]}, and there is none")
         peak = evaluate(problem.with_observed(dict(self.observed)), self.schedule).peak
         if peak != self.peak:
             raise InvalidSchedule(f"the plan promises a peak of {self.peak} bytes, but has {peak}")
@@ -96,15 +100,23 @@ class Plan:
         """
         if not isinstance(data, Mapping) or data.get("version") != VERSION:
             raise ValueError(f"this is not a plan of version {VERSION}")
+        known = {f.name for f in fields(Plan)} - {"schedule"} | {"version", "forward", "backward"}
+        if data.keys() != known:
+            odd = ", ".join(sorted(map(str, data.keys() ^ known)))
+            raise ValueError(f"plan: fields are missing or unknown: {odd}")
         forward, backward = (_field(data, name, list) for name in ("forward", "backward"))
-        if not all(type(i) is int for i in (*forward, *backward)):
-            raise ValueError("plan: forward and backward have to be lists of whole numbers")
+        if not all(type(i) is int and 0 <= i < _MOST for i in (*forward, *backward)):
+            raise ValueError("plan: forward and backward have to be lists of numbers of ops")
         observed = _field(data, "observed", list)
         if not all(
-            type(pair) is list and len(pair) == 2 and all(type(i) is int for i in pair)
+            type(pair) is list
+            and len(pair) == 2
+            and all(type(i) is int and 0 <= i < _MOST for i in pair)
             for pair in observed
         ):
-            raise ValueError("plan: observed has to be a list of pairs of whole numbers")
+            raise ValueError("plan: observed has to be a list of pairs of an op and its bytes")
+        if len({op for op, _ in observed}) != len(observed):
+            raise ValueError("plan: observed names an op twice")
         return Plan(
             _field(data, "digest", str),
             Schedule(tuple(forward), tuple(backward)),
@@ -124,9 +136,10 @@ class Plan:
 
 
 def _field(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
-    """Return a field of a plan file; nothing is coerced."""
-    value = data.get(name)
-    if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+    """Return a field of a plan file; nothing is coerced, and no number is below zero."""
+    value: Any = data.get(name)
+    number = type(value) in (int, float)
+    if type(value) not in kinds or (number and not 0 <= value < _MOST):
         expected = " or ".join(k.__name__ for k in kinds)
         raise ValueError(f"plan: {name} has to be {expected}, not {value!r}")
     return value

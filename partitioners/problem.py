@@ -129,7 +129,7 @@ class Size:
 
 # Fields of an op that do not identify a problem: names, what was only observed of its code, and the
 # price, which is the machine's: a plan made by other prices is as right as it was.
-_NO_MATTER = frozenset({"name", "source", "module", "reason", "observed", "seconds", "arithmetic"})
+NO_MATTER = frozenset({"name", "source", "module", "reason", "observed", "seconds", "arithmetic"})
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ class Problem:
     @cached_property
     def digest(self) -> str:
         """Hash of the graph and its memory; names, prices and observations are no part."""
-        names = [f.name for f in fields(Op) if f.name not in _NO_MATTER]
+        names = [f.name for f in fields(Op) if f.name not in NO_MATTER]
         plain = [
             replace(o, workspace=o.workspace - o.observed) if o.observed else o for o in self.ops
         ]
@@ -294,29 +294,56 @@ class Problem:
         }
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Problem:
+    def from_json(data: Any) -> Problem:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: an unknown version.
+            ValueError: an unknown version, or something that is no problem.
         """
-        if data.get("version") != 1:
-            raise ValueError(f"problem file has version {data.get('version')!r}, expected 1")
-        ops = []
-        for given in data["ops"]:
-            o = dict(given, inputs=tuple(given["inputs"]), outputs=tuple(given["outputs"]))
-            ops.append(
-                Op(
-                    **o
-                    | {"kind": Kind(o["kind"]), "phase": Phase(o["phase"])}
-                    | {"rule": Rule(o["rule"])}
-                )
+        if not isinstance(data, Mapping) or data.get("version") != 1:
+            raise ValueError("this is not a problem of version 1")
+        try:
+            problem = Problem(
+                tuple(map(_read_op, data["ops"])),
+                tuple(Value(**v) for v in data["values"]),
+                tuple(data["forward_outputs"]),
+                tuple(data["backward_outputs"]),
+                data["compiler"],
+                tuple(Size(**s) for s in data.get("sizes", ())),
             )
-        return Problem(
-            tuple(ops),
-            tuple(Value(**v) for v in data["values"]),
-            tuple(data["forward_outputs"]),
-            tuple(data["backward_outputs"]),
-            data["compiler"],
-            tuple(Size(**s) for s in data.get("sizes", ())),
-        )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a field of the problem is missing or unknown ({error})") from error
+        problem.check()
+        return problem
+
+    def check(self) -> None:
+        """Raise where indices point nowhere, or sizes are none.
+
+        Raises:
+            ValueError: the text names what is wrong.
+        """
+        lists = [(op.name, (*op.inputs, *op.outputs)) for op in self.ops]
+        lists += [("the forward", self.forward_outputs), ("the backward", self.backward_outputs)]
+        for name, values in lists:
+            for v in values:
+                if type(v) is not int or not 0 <= v < len(self.values):
+                    raise ValueError(f"{name} names value {v!r}, of {len(self.values)}")
+        for value in self.values:
+            if type(value.producer) is not int or not -1 <= value.producer < len(self.ops):
+                raise ValueError(f"{value.name} is made by op {value.producer!r}")
+            _check_size(value.name, value.bytes)
+        for op in self.ops:
+            _check_size(op.name, op.workspace)
+        for size in self.sizes:
+            _check_size(size.symbol, size.hint)
+
+
+def _read_op(given: Mapping[str, Any]) -> Op:
+    o = dict(given, inputs=tuple(given["inputs"]), outputs=tuple(given["outputs"]))
+    kinds = {"kind": Kind(o["kind"]), "phase": Phase(o["phase"]), "rule": Rule(o["rule"])}
+    return Op(**o | kinds)
+
+
+def _check_size(name: str, size: object) -> None:
+    if type(size) is not int or not 0 <= size < 2**62:
+        raise ValueError(f"{name} has {size!r} bytes")

@@ -49,8 +49,20 @@ from torch._functorch.compile_utils import fx_graph_cse  # isort: skip
 from torch._C import _current_graph_task_id as current_graph_task_id  # isort: skip
 from torch._C._autograd import _profiler_enabled as profiler_enabled  # isort: skip
 
-# The errors of a backend that Dynamo passes on as they are. Since 2.7.
-from torch._dynamo.exc import ShortenTraceback  # isort: skip
+# Dynamo's configuration, its errors by their base, the one for what it does not trace, and those of
+# a backend that it passes on as they are. Since 2.0, 2.0, 2.0 and 2.7.
+from torch._dynamo import config as dynamo_config  # isort: skip
+from torch._dynamo.exc import ShortenTraceback, TorchDynamoException, Unsupported  # isort: skip
+
+# The sizes that each function was traced with: those that change are symbols the next time. Since
+# 2.6; planning puts them back as they were.
+from torch._dynamo.pgo import get_code_state  # isort: skip
+
+# Tensors without data, and the mode that makes them. Since 2.0.
+from torch._subclasses import FakeTensor, FakeTensorMode  # isort: skip
+
+# Inductor behind Dynamo: from a graph to its code. Since 2.0.
+from torch._inductor.compile_fx import compile_fx  # isort: skip
 
 # Configuration of AOTAutograd. Since 2.0.
 from torch._functorch import config as functorch_config  # isort: skip
@@ -153,6 +165,9 @@ from torch.utils._python_dispatch import (  # isort: skip
     _disable_current_modes as disable_current_modes,
 )
 
+# Nested containers of tensors, as functions on their leaves. Since 2.0.
+from torch.utils import _pytree as pytree  # isort: skip
+
 # A set that keeps insertion order; torch's own passes ask for it. Since 2.5.
 from torch.utils._ordered_set import OrderedSet  # isort: skip
 
@@ -160,19 +175,25 @@ __all__ = [
     "BackwardState",
     "CustomPartitionerFn",
     "CustomSchedulerPass",
+    "FakeTensor",
+    "FakeTensorMode",
     "GraphLowering",
     "InductorChoices",
     "OrderedSet",
     "SchedulerNode",
     "ShortenTraceback",
+    "TorchDynamoException",
     "TracingContext",
+    "Unsupported",
     "V",
     "assign_memory_planning_info",
     "cleanup_recompute_tags",
+    "compile_fx",
     "compute_memory_timeline",
     "current_graph_task_id",
     "default_partition",
     "disable_current_modes",
+    "dynamo_config",
     "extract_fwd_bwd_modules",
     "flop_registry",
     "force_save_bw_mutation_src",
@@ -181,6 +202,7 @@ __all__ = [
     "free_unbacked_symbols",
     "functorch_config",
     "fx_graph_cse",
+    "get_code_state",
     "has_recomputable_ops",
     "inductor_config",
     "is_bwd_seed_offset",
@@ -193,6 +215,7 @@ __all__ = [
     "must_recompute",
     "optimization_hint",
     "profiler_enabled",
+    "pytree",
     "run_and_save_rng_state",
     "run_with_rng_state",
     "sdpa_backward_flop_count",

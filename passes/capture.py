@@ -12,7 +12,8 @@ Example, for ``loss = relu(x @ w.t()).sum()``::
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,12 +86,35 @@ def _fuses_into_readers(node: fx.Node) -> bool:
     return True
 
 
-def channels_last_nodes(graph: fx.Graph, inductor: bool) -> set[fx.Node]:
-    """Return the nodes that Inductor turns to channels-last for the graph's convolutions."""
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Have Inductor decide as where there is no oneDNN."""
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    onednn.enabled = False
+    try:
+        yield
+    finally:
+        onednn.enabled = before
+
+
+def channels_last_nodes(graph: fx.Graph, inductor: bool, device: str | None = None) -> set[fx.Node]:
+    """Return the nodes that Inductor turns to channels-last for the graph's convolutions.
+
+    Args:
+        graph: the joint graph.
+        inductor: Inductor compiles it.
+        device: type of the device that it will run on; the one that its tensors are on where not
+            given.
+    """
     owner = graph.owning_module
     if not inductor or owner is None:
         return set()
-    turns = _torch.GraphLowering.decide_layout_opt(owner, is_inference=False)
+    # Tensors on a CPU that oneDNN computes with are turned in any case, those on a GPU by how many
+    # of its convolutions gain.
+    on_cpu = (device or device_of(graph)) == "cpu"
+    with nullcontext() if on_cpu else _without_onednn():
+        turns = _torch.GraphLowering.decide_layout_opt(owner, is_inference=False)
     return costs.before_convolutions(graph) if turns else set()
 
 
@@ -98,13 +122,18 @@ class _Builder:
     """Collects values and ops while it walks the joint graph once."""
 
     def __init__(
-        self, graph: fx.Graph, num_forward_outputs: int, inductor: bool, prices: Prices
+        self,
+        graph: fx.Graph,
+        num_forward_outputs: int,
+        inductor: bool,
+        prices: Prices,
+        device: str,
     ) -> None:
         self.graph = graph
         self.prices = prices
         self.inductor = inductor
-        self.turned = channels_last_nodes(graph, inductor)
-        self.on_cpu = device_of(graph) == "cpu"
+        self.device = device
+        self.turned = channels_last_nodes(graph, inductor, device)
         self.values: list[Value] = []
         self.value_of: dict[fx.Node, int] = {}
         self.tuple_values: dict[fx.Node, list[int]] = {}
@@ -252,6 +281,7 @@ def capture(
     num_fwd_outputs: int,
     compiler: str = "inductor",
     prices: Prices | None = None,
+    device: str | None = None,
 ) -> Capture:
     """Read a joint graph.
 
@@ -259,11 +289,14 @@ def capture(
         joint: the joint graph after Inductor's own joint-graph passes; it is not changed.
         num_fwd_outputs: how many of its outputs the forward returns.
         compiler: "inductor" or "eager": who will run the result.
-        prices: what ops cost; by a built-in description of the graph's device where not given.
+        prices: what ops cost; by a built-in description of the device where not given.
+        device: type of the device that the graph will run on, which decides what its compiler and
+            its libraries allocate; the one that its tensors are on where not given.
     """
     inductor = compiler == "inductor"
-    prices = prices or Prices(described(device_of(joint.graph), ""), inductor=inductor)
-    b = _Builder(joint.graph, num_fwd_outputs, inductor, prices)
+    device = device or device_of(joint.graph)
+    prices = prices or Prices(described(device, ""), inductor=inductor)
+    b = _Builder(joint.graph, num_fwd_outputs, inductor, prices, device)
     found = b.collect()
     index = {n: i for i, (n, *_) in enumerate(found)}
     forward = _forward_ops(b, found, index)
@@ -280,7 +313,7 @@ def capture(
         if phase is Phase.EITHER and rule is Rule.MAY_RECOMPUTE:
             makers = (b.values[v].producer for v in inputs)
             rule, reason = _region(ops[p] for p in makers if p >= 0)
-        joined = b.inductor and joins_matmul(n)
+        joined = b.inductor and device == "cpu" and joins_matmul(n)
         # What Inductor leaves to a library does not fuse.
         library = joined or (b.inductor and rules.is_random(n))
         kind = Kind.OTHER if library else costs.kind_of(n)
@@ -297,9 +330,9 @@ def capture(
                 rule=rule,
                 reason=reason,
                 random=not backward and rules.is_random(n),
-                heavy=b.on_cpu and costs.is_heavy(n),
+                heavy=device == "cpu" and costs.is_heavy(n),
                 inplace=is_wait(n) or (b.inductor and (kind is Kind.POINTWISE or joined)),
-                workspace=workspace + workspace_of(n, bool(b.turned)),
+                workspace=workspace + workspace_of(n, bool(b.turned), device),
                 source=rules.source_of(n),
                 module=rules.module_of(n),
             )
@@ -338,8 +371,9 @@ def joins_matmul(node: fx.Node) -> bool:
     """Return whether Inductor makes one ``addmm`` of a sum and the matmul that it alone reads.
 
     So a gradient that several matmuls add to (a cell's weight, used at every step) is summed up as
-    it goes. ``rewrite.py`` keeps the two apart where another kernel stands between them. On a GPU
-    Inductor prefers to add in the reader's kernel (``should_prefer_unfused_addmm``).
+    it goes. ``rewrite.py`` keeps the two apart where another kernel stands between them. This is of
+    a CPU: on a GPU Inductor prefers to add in the reader's kernel
+    (``should_prefer_unfused_addmm``).
     """
     if node.target is not aten.add.Tensor or node.kwargs:
         return False
@@ -349,7 +383,7 @@ def joins_matmul(node: fx.Node) -> bool:
     a, b = one.meta.get("val"), two.meta.get("val")
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return False
-    alike = a.device.type == "cpu" and a.dtype == b.dtype and a.shape == b.shape
+    alike = a.dtype == b.dtype and a.shape == b.shape
     return alike and any(n.target is aten.mm.default and len(n.users) == 1 for n in (one, two))
 
 

@@ -25,6 +25,12 @@ aten = torch.ops.aten
 # Where the left operand stands among a matmul's arguments.
 _MATMULS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
 
+# Flash attention's backward; a graph that is traced on a CPU for a GPU has the CPU's.
+_FLASH_BACKWARDS = {
+    aten._scaled_dot_product_flash_attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
+}
+
 # What oneDNN takes beside copies: at most 22 KiB were measured of narrow convolutions.
 _SCRATCHPAD = 32 * 1024
 # Channels in a block of oneDNN's layouts: as many as a vector register holds single numbers.
@@ -49,7 +55,7 @@ def _is_onednn(dtype: torch.dtype) -> bool:
     return supported is not None and bool(supported())
 
 
-def workspace_of(node: fx.Node, channels_last: bool) -> int:
+def workspace_of(node: fx.Node, channels_last: bool, device: str) -> int:
     """Return the bytes that a node's library call allocates while it runs, beside its outputs.
 
     Attention on a CPU has blocks of scores for each thread, and a convolution there copies of what
@@ -59,20 +65,34 @@ def workspace_of(node: fx.Node, channels_last: bool) -> int:
     Args:
         node: a node of the joint graph.
         channels_last: Inductor turns the graph's convolutions of images to channels-last.
+        device: type of the device that the node will run on, whatever its tensors are on now.
     """
-    op = packet(node)
-    made = tensors(node.meta.get("val"))
     if inside := bodies(node):
-        return max(held(b, partial(workspace_of, channels_last=channels_last)) for b in inside)
+        within = partial(workspace_of, channels_last=channels_last, device=device)
+        return max(held(b, within) for b in inside)
+    known = _of_cpu(node, channels_last) if device == "cpu" else _of_gpu(node)
+    if known is not None:
+        return known
+    return sum(map(nbytes, tensors(node.meta.get("val")))) if is_random(node) else 0
+
+
+def _of_cpu(node: fx.Node, channels_last: bool) -> int | None:
+    """Return what a library on a CPU allocates for a node; None where it is none of a library's."""
+    op = packet(node)
     if op in OWN_FLOPS:
         return _attention_workspace(node)
-    if op is aten._scaled_dot_product_flash_attention_backward:
-        return _flash_backward_workspace(*(_value(a) for a in node.args[1:3]))
     if op in _MATMULS:
         return _matmul_workspace(node, _MATMULS[op])
     if op in (aten.convolution, aten.convolution_backward):
-        return _convolution_workspace(node, channels_last) if made[0].device.type == "cpu" else 0
-    return sum(map(nbytes, made)) if is_random(node) else 0
+        return _convolution_workspace(node, channels_last)
+    return None
+
+
+def _of_gpu(node: fx.Node) -> int | None:
+    """Return the same of a GPU, as far as it is known."""
+    if packet(node) in _FLASH_BACKWARDS:
+        return _flash_backward_workspace(*(_value(a) for a in node.args[1:3]))
+    return None
 
 
 def _matmul_workspace(node: fx.Node, first: int) -> int:
@@ -82,7 +102,7 @@ def _matmul_workspace(node: fx.Node, first: int) -> int:
     partial sums where the dimension that is summed over is long. Single precision takes none.
     """
     left, right = (_value(a) for a in node.args[first : first + 2])
-    if left.device.type != "cpu" or left.dtype not in _HALF or not _is_onednn(left.dtype):
+    if left.dtype not in _HALF or not _is_onednn(left.dtype):
         return 0
     rows, inner, columns = (hint(s) for s in (*left.shape[-2:], right.shape[-1]))
     operands = 2 * (rows + columns) * inner + 4 * rows * columns

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from recut.backend import ckpt_backend
-from recut.errors import RecutError, SettingError
+from recut.errors import RecutError, SettingError, TraceError
 from recut.partitioners.errors import ForeignPlan, InfeasibleBudget, InvalidSchedule
 from recut.passes.prices import register_cost
 from recut.pipeline import partition
+from recut.planned import PlannedGraph
+from recut.planning import Sweep, plan, sweep
 from recut.report import GraphReport, clear_reports, reports
 from recut.settings import Budget, Settings, parse_budget
 
@@ -21,13 +23,18 @@ __all__ = [
     "GraphReport",
     "InfeasibleBudget",
     "InvalidSchedule",
+    "PlannedGraph",
     "RecutError",
     "SettingError",
     "Settings",
+    "Sweep",
+    "TraceError",
     "ckpt_backend",
     "clear_reports",
     "parse_budget",
     "partition",
+    "plan",
     "register_cost",
     "reports",
+    "sweep",
 ]

@@ -35,7 +35,7 @@ def _sources_digest() -> str:
     """Return a hash over every source file of the package: any of them may change a plan."""
     root = Path(__file__).parent
     digest = hashlib.sha256(sys.version.encode())
-    for folder in (root, root / "passes", root / "partitioners"):
+    for folder in (root, root / "commands", root / "passes", root / "partitioners"):
         for path in sorted(folder.glob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

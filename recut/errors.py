@@ -27,3 +27,22 @@ class SettingError(RecutError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.setting}={self.value!r}: {self.problem}; {self.remedy}"
+
+
+class TraceError(RecutError):
+    """A model that gives no training graph to plan.
+
+    Attributes:
+        model: what the model is called.
+        problem: what is wrong with it, and where.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, model: str, problem: str, remedy: str) -> None:
+        super().__init__(model, problem, remedy)
+        self.model = model
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.model} cannot be planned: {self.problem}; {self.remedy}"

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from recut.errors import SettingError
 from recut.partitioners.plan import Plan
+from recut.partitioners.problem import Problem
 
 _counter = count()
 _lock = threading.Lock()
@@ -54,6 +56,99 @@ def dump_graph(folder: Path, files: Mapping[str, str]) -> Path:
     return target
 
 
+def checked_folder(setting: str, folder: Path) -> Path:
+    """Return a folder that a plan may be written to: a new one, an empty one, or an earlier plan's.
+
+    Raises:
+        SettingError: it holds something else, or cannot be made.
+    """
+    remedy = "give a new folder, or one that a plan was written to before"
+    try:
+        held = [path.name for path in folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise SettingError(setting, str(folder), f"no folder ({error})", remedy) from error
+    if held and "plan.json" not in held:
+        raise SettingError(setting, str(folder), f"it holds other files ({held[0]})", remedy)
+    return folder
+
+
+def write_folder(folder: Path, files: Mapping[str, str]) -> None:
+    """Write files into a folder that appears whole where it was not there; else each by itself.
+
+    Raises:
+        SettingError: it cannot be written.
+    """
+    try:
+        if folder.exists():
+            for name, text in files.items():
+                write_atomic(folder / name, text)
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
+            made = Path(name) / folder.name
+            made.mkdir()
+            for file, text in files.items():
+                (made / file).write_text(text, encoding="utf-8")
+            made.replace(folder)
+    except OSError as error:
+        raise SettingError(
+            "dump", str(folder), f"it cannot be written ({error})", "give another folder"
+        ) from error
+
+
+def graph_folder(folder: Path, file: str) -> Path:
+    """Return the folder of one graph: the given one, or the only one in a folder of dumps.
+
+    Args:
+        folder: what a user named; a file in it will do.
+        file: what each graph's folder holds.
+
+    Raises:
+        SettingError: there is none, or there are several.
+    """
+    folder = folder.parent if folder.is_file() else folder
+    if (folder / file).is_file():
+        return folder
+    remedy = "give the folder of one graph, such as `recut plan --dump FOLDER` writes"
+    if not folder.is_dir():
+        raise SettingError("folder", str(folder), "there is no such folder", remedy)
+    found = sorted(path.parent for path in folder.glob(f"*/{file}"))
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(path.name for path in found)
+    problem = f"it holds several graphs: {names}" if found else f"it holds no {file}"
+    raise SettingError("folder", str(folder), problem, remedy)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file as strictly as a plan wants it: no key twice, and no number that is none.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such JSON.
+    """
+    try:
+        return json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_number,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is given twice")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
 def read_plan(path: Path) -> Plan:
     """Read a plan file.
 
@@ -61,8 +156,23 @@ def read_plan(path: Path) -> Plan:
         SettingError: it cannot be read, or holds no plan.
     """
     try:
-        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Plan.from_json(read_json(path))
     except (OSError, ValueError) as error:
         raise SettingError(
             "plan", str(path), f"no readable plan ({error})", "give a plan.json that recut dumped"
         ) from error
+
+
+def read_problem(path: Path) -> Problem:
+    """Read the graph that a plan was made for, as it lies beside the plan.
+
+    Raises:
+        SettingError: it cannot be read, or is no graph.
+    """
+    try:
+        return Problem.from_json(read_json(path))
+    except (OSError, ValueError) as error:
+        raise SettingError(
+            "problem", str(path), f"no readable graph ({error})",
+            "give a problem.json that recut dumped",
+        ) from error  # fmt: skip

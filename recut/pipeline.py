@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from recut.files import dump_graph, read_plan
+from recut.errors import SettingError
+from recut.files import dump_graph, read_plan, read_problem
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
-from recut.partitioners.errors import InfeasibleBudget
+from recut.partitioners.difference import graph_difference
+from recut.partitioners.errors import ForeignPlan, InfeasibleBudget
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
@@ -189,7 +191,7 @@ def partition_under(
         machines: prices by type of device.
         experience: what earlier attempts have taught, by digest of the problem.
     """
-    with _collector_paused():
+    with collector_paused():
         return _partition_under(
             settings,
             joint,
@@ -202,7 +204,7 @@ def partition_under(
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Keep the cycle collector out: a run over a compilation's objects takes as long as we do."""
     enabled = gc.isenabled()
     gc.disable()
@@ -350,19 +352,18 @@ def _choose(
         InfeasibleBudget: no plan fits the budget.
     """
     if settings.plan is not None:
-        plan = read_plan(settings.plan)
-        plan.check(captured.problem)
+        plan = replayed(settings.plan, captured.problem)
         return _Choice(plan.peak, plan, captured, Planner(captured.problem, machine))
     observed = captured
     if known is not None:
         observed = replace(captured, problem=captured.problem.with_observed(known.observed))
     planner = Planner(observed.problem, machine, settings.solver_seconds)
     if known is None:
-        budget = settings.memory_budget.resolve(planner.fastest_peak, _free_bytes(joint))
+        budget = settings.memory_budget.resolve(planner.fastest_peak, free_bytes(joint))
     else:
         budget = known.budget
     try:
-        return _Choice(budget, _plan(settings, planner, budget), observed, planner)
+        return _Choice(budget, plan_under(settings, planner, budget), observed, planner)
     except InfeasibleBudget as error:
         tried = known.tried if known else {}
         trials = {"observed": (observed, planner)}
@@ -381,6 +382,29 @@ def _choose(
         raise error.with_floor(floor) from None
 
 
+def replayed(path: Path, problem: Problem) -> Plan:
+    """Return a saved plan for a graph.
+
+    Raises:
+        ForeignPlan: it was made for another graph; the error tells the two apart where that other
+            one lies beside it, as in a dump.
+        InvalidSchedule: it is none for this graph.
+        SettingError: it cannot be read.
+    """
+    plan = read_plan(path)
+    try:
+        plan.check(problem)
+    except ForeignPlan as error:
+        with suppress(SettingError):
+            planned_for = read_problem(path.parent / "problem.json")
+            if planned_for.digest == plan.digest:
+                lines = graph_difference(planned_for, problem).lines()
+                told = "\n  ".join(["This graph differs from that of the plan:", *lines])
+                raise ForeignPlan(f"{error}\n{told}") from None
+        raise
+    return plan
+
+
 def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int | None:
     """Return the bytes that the plan's kernels may hold, None where nothing is promised of them."""
     if known is not None and not known.promised:
@@ -392,7 +416,7 @@ def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int
     return int(choice.plan.peak * _FLOOR_FILL) if choice.clamped else choice.budget
 
 
-def _plan(settings: Settings, planner: Planner, budget: int) -> Plan:
+def plan_under(settings: Settings, planner: Planner, budget: int) -> Plan:
     """Return the best plan that a planner finds for a budget in bytes.
 
     Raises:
@@ -456,7 +480,7 @@ def _dump(
         )
 
 
-def _free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
+def free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
     """Return how to ask the graph's device for its free bytes."""
     devices = {t.device for n in joint.graph.nodes for t in tensors(n.meta.get("val"))}
     cuda = sorted((d for d in devices if d.type == "cuda"), key=str)
@@ -471,4 +495,13 @@ def _free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
     return free
 
 
-__all__ = ["Experience", "Partitioned", "partition", "partition_under"]
+__all__ = [
+    "Experience",
+    "Partitioned",
+    "collector_paused",
+    "free_bytes",
+    "partition",
+    "partition_under",
+    "plan_under",
+    "replayed",
+]

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recut.errors import SettingError
-from recut.files import read_plan
+from recut.files import read_json, read_plan, read_problem
 from recut.partitioners.decisions import Decision, decisions
+from recut.partitioners.errors import PlanningError
 from recut.partitioners.evaluator import Timeline, evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
 from recut.partitioners.problem import Problem
 from recut.partitioners.timing import step_seconds
+
+if TYPE_CHECKING:
+    from recut.explain import Explanation
 
 # The files of a planned graph in a folder; a dump adds what is for reading.
 PROBLEM, PLAN, FRONTIER, GRAPH = "problem.json", "plan.json", "frontier.json", "graph.json"
@@ -78,6 +82,12 @@ class PlannedGraph:
         """What the plan does with each op."""
         return decisions(self.problem, self.plan.schedule)
 
+    def explain(self) -> Explanation:
+        """Return in words where the peak is, what is there, and what was decided; ``print`` it."""
+        from recut.explain import explain
+
+        return explain(self)
+
     def files(self) -> dict[str, str]:
         """Return the text by file name that :func:`load` reads back."""
         about = {
@@ -104,27 +114,39 @@ def load(folder: Path) -> PlannedGraph:
         SettingError: the folder is none of a dump, or one of its files cannot be read.
     """
     try:
-        problem = Problem.from_json(_json(folder / PROBLEM))
-        frontier = tuple(Plan.from_json(plan) for plan in _json(folder / FRONTIER))
-        about: Mapping[str, Any] = _json(folder / GRAPH)
-        if about["version"] != VERSION:
-            raise ValueError(f"{GRAPH} has version {about['version']!r}, expected {VERSION}")
-        names = ("name", "asked", "floor", "planning_seconds", "scheduled_peak")
-        machine = Machine.from_json(about["machine"])
-        figures = {name: about[name] for name in names}
+        problem = read_problem(folder / PROBLEM)
+        frontier = tuple(Plan.from_json(plan) for plan in read_json(folder / FRONTIER))
+        if not frontier:
+            raise ValueError(f"{FRONTIER} is empty")
+        about = read_json(folder / GRAPH)
+        if not isinstance(about, Mapping) or about.get("version") != VERSION:
+            raise ValueError(f"{GRAPH} is not of version {VERSION}")
+        machine = Machine.from_json(about.get("machine"))
+        figures = {name: _figure(about, name, *kinds) for name, kinds in _FIGURES.items()}
         plan = read_plan(folder / PLAN)
-        problem = problem.with_observed(dict(plan.observed))
         for one in (plan, *frontier):
             one.check(problem)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = problem.with_observed(dict(plan.observed))
+    except (OSError, ValueError, TypeError, PlanningError) as error:
         raise SettingError(
             "folder", str(folder), f"no dumped graph ({error})", "give a folder that recut dumped"
         ) from error
     return PlannedGraph(problem, plan, frontier, machine, **figures)
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+_FIGURES: Mapping[str, tuple[type, ...]] = {
+    "name": (str,),
+    "asked": (str,),
+    "floor": (int, type(None)),
+    "planning_seconds": (int, float),
+    "scheduled_peak": (int, type(None)),
+}
 
 
-__all__ = ["PlannedGraph", "load"]
+def _figure(about: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    if name not in about or type(about[name]) not in kinds:
+        raise ValueError(f"{GRAPH}: {name} is {about.get(name)!r}")
+    return about[name]
+
+
+__all__ = ["FRONTIER", "GRAPH", "PLAN", "PROBLEM", "PlannedGraph", "load"]

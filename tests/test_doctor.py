@@ -207,7 +207,7 @@ def test_a_profiler_of_the_scripts_own_is_left_alone(script):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "name the script"),
+        (["-m"], "name the module"),
         (["missing.py"], "missing.py: there is no such script"),
         (["-m", "missing_module"], "there is no such module"),
         (["-m", "missing.module"], "No module named 'missing'"),

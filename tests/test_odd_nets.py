@@ -235,7 +235,7 @@ def test_a_gpus_flash_attention_sums_in_single_precision(heads, more):
     call = graph.call_function(
         torch.ops.aten._scaled_dot_product_flash_attention_backward.default, tuple(nodes)
     )
-    assert workspace_of(call, False) == 2 * 8 * 128 * (64 + 1) * 4 + more
+    assert workspace_of(call, False, "cuda") == 2 * 8 * 128 * (64 + 1) * 4 + more
 
 
 @pytest.mark.filterwarnings("ignore:.*lies under the floor")

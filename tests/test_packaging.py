@@ -17,7 +17,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PACKAGES = {"recut": "recut", "recut.passes": "passes", "recut.partitioners": "partitioners"}
+PACKAGES = {
+    "recut": "recut",
+    "recut.commands": "recut/commands",
+    "recut.passes": "passes",
+    "recut.partitioners": "partitioners",
+}
 
 
 def python(code: str, *, cwd: Path = ROOT, executable: str = sys.executable) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.models.spec import Checkpoint, Made, contexts
 
 
-class _LanguageModel(nn.Module):
+class LanguageModel(nn.Module):
     """A causal language model of ``transformers``, with its loss taken here.
 
     Given labels, the library looks its loss up by the model's name and logs what it chose, and a
@@ -42,7 +42,7 @@ def _wrap_transformers(model: nn.Module, vocab: int, checkpoint: Checkpoint) -> 
         enable = getattr(model, "activation_checkpointing_enable", None)
         enable = enable or model.gradient_checkpointing_enable
         enable({"use_reentrant": False, **contexts(checkpoint)})
-    return _LanguageModel(model.train()), (torch.randint(vocab, (4, 256)),)
+    return LanguageModel(model.train()), (torch.randint(vocab, (4, 256)),)
 
 
 def gpt2_hf(checkpoint: Checkpoint) -> Made:
