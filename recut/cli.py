@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from recut.commands import calibrate, diff, doctor, explain, fit, plan, sweep
-from recut.commands.console import FOUND, STOPPED, refuse
+from recut.commands.console import FOUND, STOPPED, WELL, refuse
 from recut.errors import RecutError
 from recut.partitioners.errors import InfeasibleBudget, PlanningError
 
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add(commands)
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
     except InfeasibleBudget as error:
         print(f"recut: {error}", file=sys.stderr)
         return FOUND
@@ -43,3 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("recut: stopped", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError:
+        # Whoever reads has had enough (`recut explain ... | head`); Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WELL

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 # Of each list, how much is shown in words; the data have all of it.
 _SHOWN = 8
-# What is worth a remark, as a share of the peak, and as a share of a step.
+# What is worth a remark: shares of the peak, of which one line's, and of a step.
 _MUCH = 0.25
+_ONE_PLACE = 0.1
 _NOTICED = 0.02
 
 
@@ -268,17 +269,18 @@ def _gradients(_: PlannedGraph, found: Explanation) -> str:
 
 
 def _one_place(_: PlannedGraph, found: Explanation) -> str:
-    places: dict[str, int] = {}
+    places: dict[tuple[str, str], int] = {}
     for held in found.held:
         if held.source and held.use is not Use.GRADIENT:
-            places[held.source] = places.get(held.source, 0) + held.bytes
-    place, most = max(places.items(), key=lambda item: item[1], default=("", 0))
-    if most < _MUCH * found.peak:
+            key = (held.source, held.module)
+            places[key] = places.get(key, 0) + held.bytes
+    (place, _), most = max(places.items(), key=lambda item: item[1], default=(("", ""), 0))
+    if most < _ONE_PLACE * found.peak:
         return ""
     return (
         f"what is made at {place} holds {size(most)} of the peak, {most / found.peak:.0%}: where "
-        "it works on rows one by one (a loss over a large vocabulary), computing it in chunks is "
-        "worth more than any plan"
+        "it works on rows one by one (a loss over a large vocabulary), computing it in chunks "
+        "lowers the peak by most of that"
     )
 
 

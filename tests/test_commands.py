@@ -56,6 +56,9 @@ def looks():
 def too_wide():
     return make()[0], (torch.empty(4, 65),)
 
+def on_a_gpu():
+    return make()[0].cuda(), ()
+
 def frozen():
     model, inputs = make()
     return model.requires_grad_(False), inputs
@@ -161,6 +164,11 @@ def test_an_infeasible_budget_is_a_finding(factory, capsys, tmp_path):
         ("{}:number", ["its inputs are a int"]),
         ("{}:too_wide", ["tracing it failed at {}.py:", "RuntimeError('a and b"]),
         ("{}:frozen", ["no training graph"]),
+        pytest.param(
+            "{}:on_a_gpu",
+            ["without a device"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it has a GPU here"),
+        ),
     ],
 )
 def test_what_is_no_model_is_refused(name, parts, factory, capsys):

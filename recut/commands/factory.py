@@ -191,12 +191,17 @@ def called(text: str, make: Callable[..., Any], keywords: Mapping[str, Any], rea
         with mode:
             made = make(**keywords)
     except Exception as error:
-        remedy = (
-            "does it run by itself?"
-            if real
-            else "does it run by itself? It is called with fake tensors, which hold no values; "
-            "--real calls it with real ones"
-        )
+        remedy = "does it run by itself?"
+        if "cuda" in str(error).lower():
+            remedy = (
+                "make the model without a device: nothing runs here, and --machine says what it "
+                "is planned for"
+            )
+        elif not real:
+            remedy += (
+                " It is called with fake tensors, which hold no values; --real calls it with real "
+                "ones"
+            )
         raise SettingError("factory", text, f"it failed ({told(error)})", remedy) from error
     if not isinstance(made, tuple) or len(made) != 2:
         raise SettingError("factory", text, f"it returned {_kind(made)}", _FORMS)
