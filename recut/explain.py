@@ -274,11 +274,12 @@ def _one_place(_: PlannedGraph, found: Explanation) -> str:
         if held.source and held.use is not Use.GRADIENT:
             key = (held.source, held.module)
             places[key] = places.get(key, 0) + held.bytes
-    (place, _), most = max(places.items(), key=lambda item: item[1], default=(("", ""), 0))
+    nowhere = (("", ""), 0)
+    (source, _module), most = max(places.items(), key=lambda item: item[1], default=nowhere)
     if most < _ONE_PLACE * found.peak:
         return ""
     return (
-        f"what is made at {place} holds {size(most)} of the peak, {most / found.peak:.0%}: where "
+        f"what is made at {source} holds {size(most)} of the peak, {most / found.peak:.0%}: where "
         "it works on rows one by one (a loss over a large vocabulary), computing it in chunks "
         "lowers the peak by most of that"
     )

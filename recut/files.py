@@ -7,11 +7,14 @@ import os
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from recut.errors import SettingError
+from recut.partitioners.difference import graph_difference
+from recut.partitioners.errors import ForeignPlan
 from recut.partitioners.plan import Plan
 from recut.partitioners.problem import Problem
 
@@ -176,3 +179,26 @@ def read_problem(path: Path) -> Problem:
             "problem", str(path), f"no readable graph ({error})",
             "give a problem.json that recut dumped",
         ) from error  # fmt: skip
+
+
+def replayed(path: Path, problem: Problem) -> Plan:
+    """Return a saved plan for a graph.
+
+    Raises:
+        ForeignPlan: it was made for another graph; the error tells the two apart where that other
+            one lies beside it, as in a dump.
+        InvalidSchedule: it is none for this graph.
+        SettingError: it cannot be read.
+    """
+    plan = read_plan(path)
+    try:
+        plan.check(problem)
+    except ForeignPlan as error:
+        with suppress(SettingError):
+            planned_for = read_problem(path.parent / "problem.json")
+            if planned_for.digest == plan.digest:
+                lines = graph_difference(planned_for, problem).lines()
+                told = "\n  ".join(["This graph differs from that of the plan:", *lines])
+                raise ForeignPlan(f"{error}\n{told}") from None
+        raise
+    return plan

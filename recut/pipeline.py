@@ -24,17 +24,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from recut.errors import SettingError
-from recut.files import dump_graph, read_plan, read_problem
+from recut.files import dump_graph, replayed
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
-from recut.partitioners.difference import graph_difference
-from recut.partitioners.errors import ForeignPlan, InfeasibleBudget
+from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
 from recut.partitioners.planner import Planner
-from recut.partitioners.problem import Problem
 from recut.partitioners.timing import step_seconds
 from recut.passes import _torch
 from recut.passes.capture import Capture, capture, device_of
@@ -382,29 +379,6 @@ def _choose(
         raise error.with_floor(floor) from None
 
 
-def replayed(path: Path, problem: Problem) -> Plan:
-    """Return a saved plan for a graph.
-
-    Raises:
-        ForeignPlan: it was made for another graph; the error tells the two apart where that other
-            one lies beside it, as in a dump.
-        InvalidSchedule: it is none for this graph.
-        SettingError: it cannot be read.
-    """
-    plan = read_plan(path)
-    try:
-        plan.check(problem)
-    except ForeignPlan as error:
-        with suppress(SettingError):
-            planned_for = read_problem(path.parent / "problem.json")
-            if planned_for.digest == plan.digest:
-                lines = graph_difference(planned_for, problem).lines()
-                told = "\n  ".join(["This graph differs from that of the plan:", *lines])
-                raise ForeignPlan(f"{error}\n{told}") from None
-        raise
-    return plan
-
-
 def _limit(settings: Settings, choice: _Choice, known: Experience | None) -> int | None:
     """Return the bytes that the plan's kernels may hold, None where nothing is promised of them."""
     if known is not None and not known.promised:
@@ -503,5 +477,4 @@ __all__ = [
     "partition",
     "partition_under",
     "plan_under",
-    "replayed",
 ]

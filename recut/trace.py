@@ -37,7 +37,7 @@ class Call:
     @property
     def name(self) -> str:
         """What the model is called."""
-        model = self.model
+        model = getattr(self.model, "_orig_mod", self.model)  # what torch.compile has wrapped
         return type(model).__name__ if isinstance(model, nn.Module) else _name_of(model)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -142,7 +142,10 @@ def _undisturbed() -> Iterator[None]:
         with (
             torch.enable_grad(),
             torch.random.fork_rng(devices=[]),
-            _torch.dynamo_config.patch(recompile_limit=2**20, accumulated_recompile_limit=2**20),
+            torch.compiler.set_stance("default"),
+            _torch.dynamo_config.patch(
+                disable=False, recompile_limit=2**20, accumulated_recompile_limit=2**20
+            ),
             _torch.functorch_config.patch(enable_autograd_cache=False),
             _torch.inductor_config.patch(fx_graph_cache=False),
         ):

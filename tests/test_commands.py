@@ -124,6 +124,14 @@ def test_plan_dump_explain(factory, capsys, tmp_path):
     assert told == json.loads(json.dumps(planned.explain().to_json()))
 
 
+def test_a_folder_is_written_anew(factory, capsys, tmp_path):
+    folder = dumped(capsys, factory, tmp_path / "one", "--budget", "90%")
+    before = load(folder)
+    dumped(capsys, factory, folder, "--budget", "60%")
+    assert load(folder).peak < before.peak
+    assert len(list(folder.iterdir())) == 4
+
+
 def test_inputs_by_name_keywords_and_files(factory, capsys):
     by_name = plan_json(capsys, f"{factory}:by_name")
     plain = plan_json(capsys, f"{factory}.py:make")
