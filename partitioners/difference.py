@@ -70,18 +70,18 @@ class GraphDifference:
         return bool(self.changes or self.rewired or self.remarks)
 
     def lines(self) -> list[str]:
-        """Return the difference as lines, the backward's changes only counted beside others.
+        """Return the difference as lines, those of the forward if any.
 
-        The backward follows from the forward: what changed there mostly changed for that.
+        What is for the backward follows from the forward, and is only counted then.
         """
-        ahead = [c for c in self.changes if c.phase is not Phase.BACKWARD]
+        ahead = [c for c in self.changes if c.phase is Phase.FORWARD]
         shown = ahead or list(self.changes)
         out = [*self.remarks, *(change.line() for change in shown[:_SHOWN])]
         if len(shown) > _SHOWN:
             out.append(f"and {sum(c.count for c in shown[_SHOWN:])} more ops elsewhere")
         behind = sum(c.count for c in self.changes) - sum(c.count for c in shown)
         if behind:
-            out.append(f"and, following from these, {behind} ops of the backward")
+            out.append(f"and, following from these, {behind} ops for the backward")
         if self.rewired:
             out.append(f"the same ops, connected in another way from {self.rewired} on")
         return out
@@ -168,7 +168,7 @@ def _collected(found: Iterable[tuple[Op, str, int | None, int | None]]) -> tuple
 
     def weight(change: Change) -> tuple[bool, int]:
         size = abs((change.after or 0) - (change.before or 0))
-        return (change.phase is Phase.BACKWARD, -change.count * size)
+        return (change.phase is not Phase.FORWARD, -change.count * size)
 
     return tuple(sorted(changes, key=weight))
 

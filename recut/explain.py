@@ -115,6 +115,8 @@ class Explanation:
 
     def _figures(self) -> list[str]:
         asked = f" ({self.asked})" if self.asked else ""
+        if self.asked.endswith("%") and self.budget == self.floor:
+            asked = f" ({self.asked} lies under it: it is the lowest that was found)"
         floor = "" if self.floor is None else f"; the lowest that was found: {size(self.floor)}"
         counted = self.scheduled_peak
         kernels = "" if counted is None else f", {size(counted)} in the generated kernels"

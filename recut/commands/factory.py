@@ -139,7 +139,7 @@ def load(text: str) -> Callable[..., Any]:
         module = (
             _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sought = getattr(error, "name", None)
         missing = isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{sought}.")
         problem = (
@@ -163,7 +163,7 @@ def load(text: str) -> Callable[..., Any]:
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    name = path.stem
+    name = f"_recut_{path.stem}"  # it may be called as a module that others import
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, "the name ends with .py"
     assert spec.loader is not None, "the name ends with .py"
@@ -190,7 +190,7 @@ def called(text: str, make: Callable[..., Any], keywords: Mapping[str, Any], rea
     try:
         with mode:
             made = make(**keywords)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         remedy = "does it run by itself?"
         if "cuda" in str(error).lower():
             remedy = (
