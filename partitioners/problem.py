@@ -329,11 +329,14 @@ class Problem:
                 if type(v) is not int or not 0 <= v < len(self.values):
                     raise ValueError(f"{name} names value {v!r}, of {len(self.values)}")
         for value in self.values:
-            if type(value.producer) is not int or not -1 <= value.producer < len(self.ops):
+            _check_fields(value)
+            if not -1 <= value.producer < len(self.ops):
                 raise ValueError(f"{value.name} is made by op {value.producer!r}")
             _check_size(value.name, value.bytes)
         for op in self.ops:
+            _check_fields(op)
             _check_size(op.name, op.workspace)
+            _check_size(op.name, op.workspace - op.observed)
         for size in self.sizes:
             _check_size(size.symbol, size.hint)
 
@@ -344,6 +347,24 @@ def _read_op(given: Mapping[str, Any]) -> Op:
     return Op(**o | kinds)
 
 
-def _check_size(name: str, size: object) -> None:
-    if type(size) is not int or not 0 <= size < 2**62:
+def _check_size(name: str, size: int) -> None:
+    if not 0 <= size < 2**62:
         raise ValueError(f"{name} has {size!r} bytes")
+
+
+_TYPES: Mapping[Any, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
+
+
+def _check_fields(thing: Op | Value) -> None:
+    """Raise where a field is of another type than it is declared to be, or a time is none."""
+    for f in fields(thing):
+        value, kinds = getattr(thing, f.name), _TYPES.get(f.type)
+        if kinds and type(value) not in kinds:
+            raise ValueError(f"{thing.name}: {f.name} is {value!r}")
+        if f.type == "float" and not 0 <= value < float("inf"):
+            raise ValueError(f"{thing.name}: {f.name} is {value!r} seconds")

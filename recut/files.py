@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from recut.errors import SettingError
 from recut.partitioners.difference import graph_difference
@@ -135,6 +136,7 @@ def read_json(path: Path) -> Any:
             path.read_text(encoding="utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_no_number,
+            parse_float=_finite,
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -148,8 +150,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_number(text: str) -> Any:
+def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)
 
 
 def read_plan(path: Path) -> Plan:
