@@ -126,7 +126,7 @@ class _Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         width = 256
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(6))
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -141,7 +141,7 @@ def _run() -> Iterator[Check]:
     options: Any = {"memory_budget": "70%"}
     try:
         with torch.random.fork_rng(devices=[]), graphs_uncached(), watching(probe):
-            model, x = _Small().to(device), torch.randn(4096, 256, device=device)
+            model, x = _Small().to(device), torch.randn(1024, 256, device=device)
             compiled = torch.compile(model, backend=ckpt_backend, options=options, fullgraph=True)
             for _ in range(8):
                 model.zero_grad(set_to_none=True)
