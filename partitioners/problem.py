@@ -329,15 +329,16 @@ class Problem:
                 if type(v) is not int or not 0 <= v < len(self.values):
                     raise ValueError(f"{name} names value {v!r}, of {len(self.values)}")
         for value in self.values:
-            _check_fields(value)
+            _check_fields(value.name, value)
             if not -1 <= value.producer < len(self.ops):
                 raise ValueError(f"{value.name} is made by op {value.producer!r}")
             _check_size(value.name, value.bytes)
         for op in self.ops:
-            _check_fields(op)
+            _check_fields(op.name, op)
             _check_size(op.name, op.workspace)
             _check_size(op.name, op.workspace - op.observed)
         for size in self.sizes:
+            _check_fields(str(size.symbol), size)
             _check_size(size.symbol, size.hint)
 
 
@@ -360,11 +361,11 @@ _TYPES: Mapping[Any, tuple[type, ...]] = {
 }
 
 
-def _check_fields(thing: Op | Value) -> None:
+def _check_fields(name: str, thing: Op | Value | Size) -> None:
     """Raise where a field is of another type than it is declared to be, or a time is none."""
     for f in fields(thing):
         value, kinds = getattr(thing, f.name), _TYPES.get(f.type)
         if kinds and type(value) not in kinds:
-            raise ValueError(f"{thing.name}: {f.name} is {value!r}")
+            raise ValueError(f"{name}: {f.name} is {value!r}")
         if f.type == "float" and not 0 <= value < float("inf"):
-            raise ValueError(f"{thing.name}: {f.name} is {value!r} seconds")
+            raise ValueError(f"{name}: {f.name} is {value!r} seconds")

@@ -32,6 +32,7 @@ from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
 from recut.partitioners.planner import Planner
+from recut.partitioners.problem import Problem
 from recut.partitioners.timing import step_seconds
 from recut.passes import _torch
 from recut.passes.capture import Capture, capture, device_of
@@ -289,7 +290,7 @@ def _tightened(
         return settings
     asked = Budget("fraction", max(region, _LEAST))
     peak = Planner(captured.problem, machine).fastest_peak
-    given = settings.memory_budget.resolve(peak, _free_bytes(joint))
+    given = settings.memory_budget.resolve(peak, free_bytes(joint))
     less = asked.resolve(peak, None) < given
     return replace(settings, memory_budget=asked) if less else settings
 
