@@ -2,8 +2,8 @@
 
 Example, for ``y = gelu(x @ w)`` of which ``gelu`` runs again in the backward::
 
-    mm     saved        recomputing it costs 1.200 ms for 4.0 MiB
-    gelu   recomputed   once more, in 0.010 ms, for 4.0 MiB
+    mm     saved        running it again costs 1.20 ms for 4.00 MiB
+    gelu   recomputed   once more, 10.0 us for 4.00 MiB
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from enum import StrEnum
 from recut.partitioners.evaluator import Instance, Timeline
 from recut.partitioners.problem import Op, Phase, Problem, Rule
 from recut.partitioners.schedule import Schedule
+from recut.partitioners.units import duration, size
 
 
 class Choice(StrEnum):
@@ -75,7 +76,7 @@ def _decision(
     if op.phase is Phase.BACKWARD:
         return Decision(Choice.BACKWARD, runs, 0, "it depends on a gradient of the outputs")
     made = sum(problem.values[v].bytes for v in op.outputs)
-    price = f"{op.seconds * 1e3:.3f} ms for {made / 2**20:.2f} MiB"
+    price = f"{duration(op.seconds)} for {size(made)}"
     if forward and backward:
         rule = op.reason if op.rule is Rule.MUST_RECOMPUTE else f"{_times(backward)}, {price}"
         return Decision(Choice.RECOMPUTED, runs, kept, rule)
@@ -153,7 +154,9 @@ def use_of(problem: Problem, timeline: Timeline, instance: Instance) -> Use:
         return Use.OUTPUT if returned and instance.start < timeline.split else Use.GRADIENT
     if instance.start < timeline.split:
         return Use.SAVED if instance.end >= timeline.split else Use.TEMPORARY
-    return Use.TEMPORARY if problem.is_backward[value.producer] else Use.RECOMPUTED
+    # What only the backward needs is made there for the first time.
+    again = problem.ops[value.producer].phase is Phase.FORWARD
+    return Use.RECOMPUTED if again else Use.TEMPORARY
 
 
 def memory(problem: Problem, schedule: Schedule, timeline: Timeline) -> dict[Use, Sequence[int]]:

@@ -213,15 +213,36 @@ class Planner:
         Raises:
             InfeasibleBudget: that much of the budget lies under the floor.
         """
-        if self.fastest_peak <= budget:
-            return self._made(self.fastest, budget, "min-cut")
-        room = int(budget * fill)
-        found = self._cheapest(room)
-        if found is not None:
-            return self._made(found.candidate.schedule, budget, found.name)
-        if self.floor <= room:
+        if found := self.find(budget, fill):
+            return found
+        if self.floor <= int(budget * fill):
             return self._made(self.lowest.schedule, budget, self._lowest[1])
         raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
+
+    def find(self, budget: int, fill: float = 1.0) -> Plan | None:
+        """Return what :meth:`plan` does, but None where only the floor plan might fit."""
+        if self.fastest_peak <= budget:
+            return self._made(self.fastest, budget, "min-cut")
+        found = self._cheapest(int(budget * fill))
+        return None if found is None else self._made(found.candidate.schedule, budget, found.name)
+
+    def sketch(self, budget: int) -> tuple[Schedule, str] | None:
+        """Return a schedule under ``budget`` bytes, and its planner's name, in little time.
+
+        It is the best of segmentations in one level; None where they have none.
+        """
+        found = self._search(budget, self._plain, math.inf)
+        return None if found is None else (found.candidate.schedule, found.name)
+
+    def known(self) -> dict[Schedule, str]:
+        """Return schedules that are known or need no search, with their planners' names."""
+        bare = (self._program(k, k).schedule for k in range(len(self._cuts)))
+        answers = [answer for answer in self._answers.values() if answer]
+        found = dict.fromkeys(bare, "segments, bare")
+        found |= {answer.candidate.schedule: answer.name for answer in answers}
+        if "_lowest" in self.__dict__:
+            found[self.lowest.schedule] = self._lowest[1]
+        return found | {self.fastest: "min-cut"}
 
     def sweep(self, points: int = 16) -> tuple[Plan, ...]:
         """Return the frontier: plans for budgets from the floor to the fastest plan's peak.

@@ -64,6 +64,11 @@ from torch._subclasses import FakeTensor, FakeTensorMode  # isort: skip
 # Inductor behind Dynamo: from a graph to its code. Since 2.0.
 from torch._inductor.compile_fx import compile_fx  # isort: skip
 
+# Writes an entry of the structured trace (TORCH_TRACE) that tlparse reads. Since 2.3.
+from torch._logging import (  # type: ignore[attr-defined, unused-ignore]  # isort: skip
+    trace_structured,
+)
+
 # Configuration of AOTAutograd. Since 2.0.
 from torch._functorch import config as functorch_config  # isort: skip
 
@@ -221,4 +226,5 @@ __all__ = [
     "sdpa_backward_flop_count",
     "sdpa_flop_count",
     "thread_graphsafe_rng_from_hops",
+    "trace_structured",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
+from uuid import uuid4
 
 from recut.errors import SettingError
 from recut.partitioners.difference import graph_difference
@@ -42,22 +45,45 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def dump_graph(folder: Path, files: Mapping[str, str]) -> Path:
-    """Write the files of one compiled graph into a folder of its own.
+    """Write the files of one compiled graph into a folder of its own, which appears whole.
 
     Args:
         folder: the dump folder; made where it is missing.
         files: text by file name.
 
     Returns:
-        The new folder, ``graph_<process>_<number>``: processes and recompilations never meet.
+        The new folder, ``graph_<process>_<number>``, or ``graph_rank<rank>_<process>_<number>``
+        where the RANK of a distributed run is set. One that is there already is never touched,
+        whoever wrote it: the next number is taken.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
     """
-    with _lock:
-        number = next(_counter)
-    target = folder / f"graph_{os.getpid()}_{number}"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        write_atomic(target / name, text)
-    return target
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f".graph_{uuid4().hex}"
+    made.mkdir()
+    try:
+        for name, text in files.items():
+            (made / name).write_text(text, encoding="utf-8")
+        return _claim(made, folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _claim(made: Path, folder: Path) -> Path:
+    """Rename a finished folder to the first free name; processes may race for one."""
+    rank = os.environ.get("RANK", "")
+    prefix = f"graph_rank{rank}_" if rank.isdecimal() else "graph_"
+    while True:
+        with _lock:
+            number = next(_counter)
+        target = folder / f"{prefix}{os.getpid()}_{number}"
+        try:
+            return made.rename(target)  # a folder never replaces one that holds something
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def checked_folder(setting: str, folder: Path) -> Path:

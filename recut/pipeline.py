@@ -7,7 +7,6 @@ verify.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import math
 import os
@@ -17,14 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from recut.files import dump_graph, replayed
+from recut.channels import tell
+from recut.files import replayed
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
 from recut.partitioners.errors import InfeasibleBudget
@@ -40,7 +38,7 @@ from recut.passes.costs import tensors
 from recut.passes.fusion import promise
 from recut.passes.prepare import has_backward, prepare
 from recut.passes.prices import Prices
-from recut.passes.rewrite import emit, split
+from recut.passes.rewrite import Emission, emit, split
 from recut.passes.rules import annotated_budget, unpriced
 from recut.passes.scheduled import expectations
 from recut.passes.verify import verify
@@ -125,7 +123,8 @@ class Partitioned:
         budget: bytes that were asked for; ``report.budget`` is the floor where they lie under it.
         clamped: the budget lies under the floor, and the floor plan was taken.
         trial: it is a floor plan that is over the budget by its count, and whose kernels decide.
-        dump: writes the dump.
+        plan: the plan.
+        dump: writes the dump of what a report tells.
     """
 
     forward: fx.GraphModule
@@ -135,7 +134,8 @@ class Partitioned:
     budget: int = 0
     clamped: bool = False
     trial: str = ""
-    dump: Callable[[], None] | None = None
+    plan: Plan | None = None
+    dump: Callable[[GraphReport], object] | None = None
 
     def announce(self, scheduled_peak: int | None = None, attempts: int = 1) -> GraphReport | None:
         """Warn, report and dump what there is to say about an accepted partition.
@@ -163,8 +163,10 @@ class Partitioned:
                 stacklevel=2,
             )
         record(report)
+        if self.plan is not None:
+            tell(report, self.plan)
         if self.dump is not None:
-            self.dump()
+            self.dump(report)
         return report
 
 
@@ -223,6 +225,8 @@ def _partition_under(
     experience: Mapping[str, Experience],
 ) -> Partitioned:
     start = time.perf_counter()
+    # Preparing changes the graph.
+    before = joint.print_readable(print_output=False) if settings.dumps_passes else ""
     joint = prepare(joint)
     if not has_backward(joint):
         return Partitioned(
@@ -245,7 +249,9 @@ def _partition_under(
     plan, limit = choice.plan, _limit(settings, choice, known)
     # Of a trial both graphs are asked, so that the floor is theirs and not the forward's.
     limits = (None if choice.trial else limit, limit)
-    forward, backward = _apply(joint, choice.captured, plan, static_lifetime_input_indices, limits)
+    emission, forward, backward = _apply(
+        joint, choice.captured, plan, static_lifetime_input_indices, limits
+    )
     problem = choice.captured.problem
     fastest_seconds = step_seconds(problem, choice.planner.fastest, machine)
     report = GraphReport(
@@ -268,7 +274,11 @@ def _partition_under(
     )
     dump = None
     if settings.dump is not None:
-        dump = partial(_dump, settings.dump, joint, choice.captured, plan, forward, backward)
+        from recut.dump import Compilation, dumper
+
+        planner = choice.planner
+        done = Compilation(choice.captured, planner, plan, joint, emission, forward, backward)
+        dump = dumper(settings, done, before)
     return Partitioned(
         forward,
         backward,
@@ -277,6 +287,7 @@ def _partition_under(
         choice.budget,
         choice.clamped,
         choice.trial,
+        plan,
         dump,
     )
 
@@ -417,7 +428,7 @@ def _apply(
     plan: Plan,
     static: Sequence[int] | None,
     limits: tuple[int | None, int | None],
-) -> tuple[fx.GraphModule, fx.GraphModule]:
+) -> tuple[Emission, fx.GraphModule, fx.GraphModule]:
     emission = emit(joint, captured, plan.schedule)
     forward, backward = split(
         emission,
@@ -430,29 +441,7 @@ def _apply(
         (forward, backward), expectations(captured, emission, line, limits), strict=True
     ):
         promise(part, promised)
-    return forward, backward
-
-
-def _dump(
-    folder: Path,
-    joint: fx.GraphModule,
-    captured: Capture,
-    plan: Plan,
-    forward: fx.GraphModule,
-    backward: fx.GraphModule,
-) -> None:
-    """Write one graph's dump; a folder that cannot be written costs a warning, not the training."""
-    modules = {"joint": joint, "forward": forward, "backward": backward}
-    files = {f"{name}.txt": m.print_readable(print_output=False) for name, m in modules.items()}
-    files["problem.json"] = json.dumps(captured.problem.to_json()) + "\n"
-    files["plan.json"] = plan.dumps()
-    try:
-        log.info("dumped to %s", dump_graph(folder, files))
-    except OSError as error:
-        warnings.warn(
-            f"recut: dump={str(folder)!r} cannot be written ({error}); training goes on without it",
-            stacklevel=2,
-        )
+    return emission, forward, backward
 
 
 def free_bytes(joint: fx.GraphModule) -> Callable[[], int]:

@@ -88,6 +88,29 @@ class PlannedGraph:
 
         return explain(self)
 
+    def to_html(self) -> str:
+        """Return the report: one page that needs nothing but itself."""
+        from recut.page import render
+
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        """Return the report as a part of a notebook."""
+        from recut.page import frame
+
+        return frame(self.to_html(), f"recut report of {self.name}")
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a list of graphs tells of this one; :func:`load` does not read it."""
+        return {
+            "ops": len(self.problem.ops),
+            "peak": self.peak,
+            "budget": self.plan.budget,
+            "planner": self.plan.planner,
+            "seconds": self.time,
+            "fastest_seconds": min([self.time, *map(self.seconds, self.frontier)]),
+        }
+
     def files(self) -> dict[str, str]:
         """Return the text by file name that :func:`load` reads back."""
         about = {
@@ -98,6 +121,7 @@ class PlannedGraph:
             "planning_seconds": self.planning_seconds,
             "scheduled_peak": self.scheduled_peak,
             "machine": self.machine.to_json(),
+            "summary": self._summary(),
         }
         return {
             PROBLEM: json.dumps(self.problem.to_json()) + "\n",

@@ -7,6 +7,7 @@ environment variable   option key          value
 =====================  ==================  =======================================
 RECUT_MEMORY_BUDGET    memory_budget       see :func:`parse_budget`; default ``1.0``
 RECUT_DUMP             dump                folder; default: nothing is written
+RECUT_DUMP_PASSES      dump_passes         "1": dump what each pass read and made too; default "0"
 RECUT_PLAN             plan                file with a saved plan; default: none
 RECUT_SOLVER_SECONDS   solver_seconds      seconds per graph; default ``10``
 RECUT_MACHINE          machine             name or file of a machine description; default:
@@ -40,12 +41,22 @@ ENVIRONMENT_PREFIX = "RECUT_"
 ENVIRONMENT: Mapping[str, str] = {
     "RECUT_MEMORY_BUDGET": "memory_budget",
     "RECUT_DUMP": "dump",
+    "RECUT_DUMP_PASSES": "dump_passes",
     "RECUT_PLAN": "plan",
     "RECUT_SOLVER_SECONDS": "solver_seconds",
     "RECUT_MACHINE": "machine",
     "RECUT_COSTS": "costs",
 }
-OPTIONS = ("memory_budget", "dump", "plan", "solver_seconds", "machine", "costs", "inductor")
+OPTIONS = (
+    "memory_budget",
+    "dump",
+    "dump_passes",
+    "plan",
+    "solver_seconds",
+    "machine",
+    "costs",
+    "inductor",
+)
 
 BUDGET_FORMS = (
     'accepted are bytes ("12GiB", "800MB", or an int over 1), '
@@ -243,6 +254,7 @@ class Settings:
         machine: description that prices operations, or ``None`` for the best that is known.
         costs: "model", or "measure" to time each call of a graph once on its device.
         inductor: options passed through to Inductor; do not write to it.
+        dump_passes: whether a dump holds what each pass read and made too.
     """
 
     memory_budget: Budget = Budget("fraction", 1.0)
@@ -252,6 +264,7 @@ class Settings:
     machine: Machine | None = None
     costs: Literal["model", "measure"] = "model"
     inductor: Mapping[str, object] = field(default_factory=dict)
+    dump_passes: bool = False
 
     @classmethod
     def read(
@@ -284,6 +297,7 @@ class Settings:
         readers: Mapping[str, Callable[[object, str], object]] = {
             "memory_budget": parse_budget,  # type: ignore[dict-item]  # it refuses other types
             "dump": _read_dump,
+            "dump_passes": _read_switch,
             "plan": _read_plan,
             "solver_seconds": _read_seconds,
             "machine": _read_machine,
@@ -293,13 +307,18 @@ class Settings:
         values = {key: readers[key](value, source) for key, (source, value) in given.items()}
         return cls(**values)  # type: ignore[arg-type]  # each reader returns its field's type
 
+    @property
+    def dumps_passes(self) -> bool:
+        """Whether what each pass reads and makes is dumped."""
+        return self.dump is not None and self.dump_passes
+
     def key(self) -> str:
         """Return a hash, stable across runs and machines, of all that can change a plan.
 
         It covers the budget, the kind of costs, the solver's time and the content of the plan file.
-        Not ``dump``, which changes no plan, ``machine``, which has a key of its own, nor
-        ``inductor``, which Inductor's own cache keys cover. What ``"auto"`` resolves to is not
-        known here.
+        Not ``dump`` and ``dump_passes``, which change no plan, ``machine``, which has a key of its
+        own, nor ``inductor``, which Inductor's own cache keys cover. What ``"auto"`` resolves to is
+        not known here.
 
         Raises:
             OSError: the plan file cannot be read any more.
@@ -367,6 +386,15 @@ def _read_dump(value: object, source: str) -> Path | None:
                 )
             break
     return path
+
+
+def _read_switch(value: object, source: str) -> bool:
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text in ("1", "true", "on", "yes") or text is True or text == 1:
+        return True
+    if text in ("0", "false", "off", "no") or text is False or text == 0:
+        return False
+    raise SettingError(source, value, "neither on nor off", 'give "1" or "0"')
 
 
 def _read_plan(value: object, source: str) -> Path | None:

@@ -42,6 +42,8 @@ def module_files() -> dict[str, Path]:
         for path in sorted((ROOT / folder).iterdir()):
             if path.suffix == ".py" or path.name == "py.typed":
                 files[f"{package.replace('.', '/')}/{path.name}"] = path
+    for path in sorted((ROOT / "recut" / "report_page").iterdir()):
+        files[f"recut/report_page/{path.name}"] = path
     return files
 
 
@@ -170,6 +172,9 @@ compiled = torch.compile(model, backend="recut", options={"memory_budget": 0.5})
 compiled(x).sum().backward()
 for p, grad in zip(model.parameters(), expected, strict=True):
     torch.testing.assert_close(p.grad, grad)
+
+from recut.page import render, style
+assert "prefers-color-scheme" in style()
 
 import recut, recut.passes, recut.partitioners
 for module in (recut, recut.passes, recut.partitioners):

@@ -224,6 +224,30 @@ def test_settings_and_budget_are_frozen():
         Budget("auto").value = 1  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("value", "on"),
+    [
+        ("1", True),
+        (" True ", True),
+        (True, True),
+        (1, True),
+        ("0", False),
+        ("no", False),
+        (0, False),
+    ],
+)
+def test_passes_are_dumped_where_a_dump_is(tmp_path, value, on):
+    settings = Settings.read({"dump_passes": value, "dump": tmp_path}, {})
+    assert settings.dump_passes is settings.dumps_passes is on
+    assert Settings.read(None, {"RECUT_DUMP_PASSES": str(value)}).dumps_passes is False
+
+
+@pytest.mark.parametrize("value", ["2", "maybe", 2, 0.5, None, []])
+def test_a_switch_is_on_or_off(value):
+    with refused("dump_passes", "neither on nor off"):
+        Settings.read({"dump_passes": value}, {})
+
+
 def test_environment_is_read_and_options_override_it(tmp_path):
     plan = tmp_path / "plan.json"
     plan.write_text("{}")
@@ -262,7 +286,7 @@ def test_an_empty_environment_variable_is_unset(empty):
         ("dumps", "did you mean dump?"),
         ("solver_second", "did you mean solver_seconds?"),
         ("Plan", "did you mean plan?"),
-        ("zzz", "known are costs, dump, inductor, machine, memory_budget, plan"),
+        ("zzz", "known are costs, dump, dump_passes, inductor, machine, memory_budget, plan"),
         (3, "known are"),
     ],
 )
