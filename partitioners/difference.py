@@ -10,8 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
+from recut.partitioners import units
 from recut.partitioners.decisions import Choice, Decision, decisions, pattern
-from recut.partitioners.errors import mib
 from recut.partitioners.plan import Plan
 from recut.partitioners.problem import NO_MATTER, Op, Phase, Problem
 
@@ -47,7 +47,7 @@ class Change:
         """Return the change as a line."""
         place = f" in {self.module}" if self.module else ""
         source = f" ({self.source})" if self.source else ""
-        sizes = [_mib(size) for size in (self.before, self.after) if size is not None]
+        sizes = [units.size(size) for size in (self.before, self.after) if size is not None]
         size = " -> ".join(dict.fromkeys(sizes))
         return f"{self.what}: {self.count} x {self.target}{place}{source}, {size} each"
 
@@ -237,7 +237,7 @@ class PlanDifference:
             return ["the plans are the same"]
         (low, high), (less, more) = self.peak, self.added_seconds
         out = [
-            f"peak: {_mib(low)} -> {_mib(high)} ({(high - low) / 2**20:+.2f} MiB)",
+            f"peak: {units.size(low)} -> {units.size(high)} ({(high - low) / 2**20:+.2f} MiB)",
             f"added to a step: {less * 1e3:.3f} ms -> {more * 1e3:.3f} ms "
             f"({(more - less) * 1e3:+.3f} ms)",
         ]
@@ -283,7 +283,3 @@ def _told(decision: Decision) -> str:
         return decision.choice.value
     again = f" {decision.runs - 1} times" if decision.runs > 2 else ""
     return f"recomputed{again}{' and saved' if decision.bytes else ''}"
-
-
-def _mib(size: int) -> str:
-    return mib(size).partition(" (")[0]

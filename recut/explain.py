@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from recut.partitioners.advice import Advice, advise
 from recut.partitioners.decisions import Choice, Group, Use, groups, memory, use_of
 from recut.partitioners.problem import Op, Rule
+from recut.partitioners.units import duration, size
 
 if TYPE_CHECKING:
     from recut.planned import PlannedGraph
 
 # Of each list, how much is shown in words; the data have all of it.
 _SHOWN = 8
-# What is worth a remark: shares of the peak, of which one line's, and of a step.
-_MUCH = 0.25
-_ONE_PLACE = 0.1
-_NOTICED = 0.02
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Explanation:
     held: tuple[Held, ...]
     saved: tuple[Group, ...]
     recomputed: tuple[Group, ...]
-    advice: tuple[str, ...]
+    advice: tuple[Advice, ...]
 
     @cached_property
     def added(self) -> float:
@@ -132,8 +130,8 @@ class Explanation:
             f"  budget        {size(self.budget)}{asked}",
             f"  peak          {size(self.peak)}{kernels}",
             f"  fastest plan  {size(self.fastest_peak)}{floor}",
-            f"  step          {time(self.step_seconds)}, {self.added:.1%} more than the fastest "
-            f"plan's {time(self.fastest_seconds)}; {bound}",
+            f"  step          {duration(self.step_seconds)}, {self.added:.1%} more than the "
+            f"fastest plan's {duration(self.fastest_seconds)}; {bound}",
         ]
 
     def _at_the_peak(self) -> list[str]:
@@ -164,13 +162,14 @@ class Explanation:
         return _listed(
             self.recomputed,
             lambda g: g.seconds,
-            time,
+            duration,
             "recomputed, {total} of {count} ops by their own prices:",
             lambda g: f"{g.again} runs",
         )
 
     def _helps(self) -> list[str]:
-        return ["what would help:", *(f"  - {text}" for text in self.advice)] if self.advice else []
+        told = [f"  - {advice.text}" for advice in self.advice]
+        return ["what would help:", *told] if told else []
 
 
 def _listed(
@@ -215,7 +214,7 @@ def explain(planned: PlannedGraph) -> Explanation:
         if (held := series[moment])
     }
     machine = planned.machine
-    found = Explanation(
+    return Explanation(
         name=planned.name,
         machine=f"{machine.name} ({machine.source or 'of the settings'})",
         asked=planned.asked,
@@ -236,9 +235,8 @@ def explain(planned: PlannedGraph) -> Explanation:
         held=_held(planned, moment),
         saved=groups(problem, plan.schedule, Choice.SAVED),
         recomputed=groups(problem, plan.schedule, Choice.RECOMPUTED),
-        advice=(),
+        advice=advise(problem, plan, planned.frontier, machine),
     )
-    return replace(found, advice=tuple(text for ask in _ADVICE if (text := ask(planned, found))))
 
 
 def _held(planned: PlannedGraph, moment: int) -> tuple[Held, ...]:
@@ -255,117 +253,3 @@ def _held(planned: PlannedGraph, moment: int) -> tuple[Held, ...]:
         why = op.reason if op.rule is Rule.MUST_SAVE else ""
         out.append(Held(value.name, inst.bytes, use, op.target, op.module, op.source, why))
     return tuple(sorted(out, key=lambda h: (-h.bytes, h.name)))
-
-
-# What would help, each a small question; "" where it would not.
-
-
-def _gradients(_: PlannedGraph, found: Explanation) -> str:
-    held = found.live.get(Use.GRADIENT, 0)
-    if held < _MUCH * found.peak:
-        return ""
-    return (
-        f"gradients are {size(held)} of the peak, {held / found.peak:.0%}, and no plan lowers "
-        "them: a smaller dtype, sharding, or an optimizer step inside the backward do"
-    )
-
-
-def _one_place(_: PlannedGraph, found: Explanation) -> str:
-    places: dict[tuple[str, str], int] = {}
-    for held in found.held:
-        if held.source and held.use is not Use.GRADIENT:
-            key = (held.source, held.module)
-            places[key] = places.get(key, 0) + held.bytes
-    nowhere = (("", ""), 0)
-    (source, _module), most = max(places.items(), key=lambda item: item[1], default=nowhere)
-    if most < _ONE_PLACE * found.peak:
-        return ""
-    return (
-        f"what is made at {source} holds {size(most)} of the peak, {most / found.peak:.0%}: where "
-        "it works on rows one by one (a loss over a large vocabulary), computing it in chunks "
-        "lowers the peak by most of that"
-    )
-
-
-def _tagged(_: PlannedGraph, found: Explanation) -> str:
-    return _forced(found, "MUST_SAVE", "your own policies (MUST_SAVE) hold", "let some of them go")
-
-
-def _unpriced(_: PlannedGraph, found: Explanation) -> str:
-    return _forced(
-        found,
-        "no cost is known",
-        "ops of unknown cost hold",
-        "declare what they cost with recut.register_cost, and they may be recomputed",
-    )
-
-
-def _forced(found: Explanation, reason: str, what: str, remedy: str) -> str:
-    held = sum(h.bytes for h in found.held if reason in h.why)
-    if held < _NOTICED * found.peak:
-        return ""
-    return f"{what} {size(held)} of the peak, {held / found.peak:.0%}: {remedy}"
-
-
-def _workspace(_: PlannedGraph, found: Explanation) -> str:
-    held = found.live.get(Use.WORKSPACE, 0)
-    if held < _MUCH * found.peak:
-        return ""
-    return f"{size(held)} of the peak are a library's own, while {_named(found.moment)} runs"
-
-
-def _regions(planned: PlannedGraph, found: Explanation) -> str:
-    ops = planned.problem.ops
-    again = planned.plan.schedule.recomputed(planned.problem)
-    seconds = sum(
-        n * ops[i].seconds for i, n in again.items() if ops[i].rule is Rule.MUST_RECOMPUTE
-    )
-    if seconds < _NOTICED * found.step_seconds:
-        return ""
-    return (
-        f"your checkpoint regions recompute for {time(seconds)} whatever the budget: without them "
-        "the planner may choose"
-    )
-
-
-def _more_memory(planned: PlannedGraph, found: Explanation) -> str:
-    if found.added < _NOTICED:
-        return ""
-    half = found.fastest_seconds + (found.step_seconds - found.fastest_seconds) / 2
-    enough = [p for p in planned.frontier if p.peak > found.peak and planned.seconds(p) <= half]
-    if len(planned.frontier) < 3 or not enough:
-        return f"with {size(found.fastest_peak)} a step takes {time(found.fastest_seconds)}"
-    first = min(enough, key=lambda p: p.peak)
-    return (
-        f"with {size(first.peak)} a step takes {time(planned.seconds(first))}, "
-        f"with {size(found.fastest_peak)} {time(found.fastest_seconds)}"
-    )
-
-
-_ADVICE = (
-    _gradients,
-    _one_place,
-    _tagged,
-    _unpriced,
-    _workspace,
-    _regions,
-    _more_memory,
-)
-
-
-def size(count: float) -> str:
-    """Return bytes as text."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(count) >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count:.0f} B"
-
-
-def time(seconds: float) -> str:
-    """Return seconds as text."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.1f} us"
-
-
-__all__ = ["Explanation", "Held", "explain", "size", "time"]

@@ -20,6 +20,7 @@ from recut.errors import SettingError, TraceError
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
 from recut.partitioners.machine import Machine
+from recut.partitioners.outline import outline
 from recut.partitioners.plan import Plan
 from recut.partitioners.planner import Planner
 from recut.partitioners.problem import Problem
@@ -99,11 +100,11 @@ def planned(traced: Traced, settings: Settings) -> PlannedGraph:
     budget = settings.memory_budget.resolve(planner.fastest_peak, traced.free)
     with collector_paused():
         plan = plan_under(settings, planner, budget)
-        fastest = planner.plan(planner.fastest_peak)
+        others = outline(planner)
     return PlannedGraph(
         traced.problem,
         plan,
-        (fastest,),
+        others,
         traced.machine,
         traced.name,
         str(settings.memory_budget),

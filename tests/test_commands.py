@@ -116,7 +116,8 @@ def test_plan_dump_explain(factory, capsys, tmp_path):
     assert found["held"][0]["bytes"] >= found["held"][-1]["bytes"] > 0
     assert found["recomputed"]
     assert sorted(path.name for path in folder.iterdir()) == [
-        "frontier.json", "graph.json", "plan.json", "problem.json",
+        "frontier.json", "graph.json", "graph.svg", "memory.json", "plan.json", "problem.json",
+        "report.html",
     ]  # fmt: skip
     assert not [path for path in folder.parent.iterdir() if path != folder]
     status, out, _ = run(capsys, "explain", folder.parent)

@@ -9,8 +9,8 @@ from typing import Any
 from recut.commands.console import FOUND, WELL, add_json, answer, refuse, working
 from recut.commands.factory import add_factory, traced
 from recut.errors import SettingError
-from recut.explain import size as bytes_text
 from recut.fit import Fit, Sizes, largest
+from recut.partitioners.units import size as bytes_text
 from recut.planned import PlannedGraph
 from recut.planning import Traced, planned, read_settings
 

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         "--dump",
         type=Path,
         metavar="FOLDER",
-        help="write the plan's files here, for `recut explain` and `recut diff`",
+        help="write the plan and a report here, for a browser, `recut explain` and `recut diff`",
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -47,12 +47,15 @@ def run(options: argparse.Namespace) -> int:
     with working(f"planning {len(graph.problem.ops)} operations"):
         found = planned(graph, settings)
     if folder:
-        write_folder(folder, found.files())
+        from recut.dump import REPORT, texts  # jinja2 and networkx, which telling does not need
+
+        with working("drawing the report"):
+            write_folder(folder, texts(found, {}))
     explained = found.explain()
     if options.json:
         answer({**explained.to_json(), "folder": str(folder) if folder else None})
         return WELL
     print("\n".join(explained.summary()))
     if folder:
-        print(f"written to {folder}; `recut explain {folder}` tells more")
+        print(f"written to {folder}: open {REPORT} in a browser, or run `recut explain {folder}`")
     return WELL
