@@ -402,6 +402,7 @@ class Planner:
             if best is not None and solved[key].target >= best.seconds:
                 break
             if time.monotonic() > end:
+                best = best or self._bare(budget)
                 return None if best is None else replace(best, cut_short=True)
             found = fill(self._program(*key), budget, solved[key], tried)
             if found is None:
@@ -409,16 +410,15 @@ class Planner:
             step = step_seconds(self.problem, found.schedule, self.machine)
             if best is None or step < best.step:
                 best = _Found(found, step, key)
-        failed = [key for key, program in self._programs.items() if program.failed]
-        if best is None and failed:
-            best = self._unsolved(failed, budget)
+        failed = any(program.failed for program in self._programs.values())
+        best = best or (self._bare(budget) if failed else None)
         if best is None:
             return None
-        return replace(self._improved(best, budget, tried), failed=bool(failed))
+        return replace(self._improved(best, budget, tried), failed=failed)
 
-    def _unsolved(self, keys: Collection[tuple[int, int]], budget: int) -> _Found | None:
-        """Return the cheapest base that fits of the programs at which the solver failed."""
-        bases = ((bare(self._program(*key)), key) for key in keys)
+    def _bare(self, budget: int) -> _Found | None:
+        """Return the cheapest of the programs' bases that fit: schedules without a solution."""
+        bases = ((bare(program), key) for key, program in self._programs.items())
         fit = [(base.seconds, key, base) for base, key in bases if base.peak <= budget]
         if not fit:
             return None

@@ -99,8 +99,16 @@ class Compilation:
             "3_split_forward": self.forward,
             "3_split_backward": self.backward,
         }
-        texts = {name: module.print_readable(print_output=False) for name, module in made.items()}
+        texts = {name: as_text(module) for name, module in made.items()}
         return {f"pass_{n}.txt": text for n, text in {"1_prepare_before": before, **texts}.items()}
+
+
+def as_text(module: fx.GraphModule) -> str:
+    """Return a graph as torch prints it, or why it cannot be printed."""
+    try:
+        return str(module.print_readable(print_output=False))
+    except Exception as error:  # what explains a training must not end it
+        return f"# torch cannot print this graph: {type(error).__name__}: {error}\n"
 
 
 def dumper(

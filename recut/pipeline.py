@@ -226,7 +226,7 @@ def _partition_under(
 ) -> Partitioned:
     start = time.perf_counter()
     # Preparing changes the graph.
-    before = joint.print_readable(print_output=False) if settings.dumps_passes else ""
+    before = _written(joint) if settings.dumps_passes else ""
     joint = prepare(joint)
     if not has_backward(joint):
         return Partitioned(
@@ -311,6 +311,13 @@ def _formula(problem: Problem, plan: Plan) -> PeakFormula:
     from recut.partitioners.sizes import peak_formula  # sympy, which not every graph needs
 
     return peak_formula(problem, plan.schedule)
+
+
+def _written(joint: fx.GraphModule) -> str:
+    """Return a graph as text for a dump."""
+    from recut.dump import as_text
+
+    return as_text(joint)
 
 
 def _bases(captured: Capture) -> dict[str, int]:

@@ -13,6 +13,7 @@ import torch
 
 from recut import cli
 from recut.commands import diff, plan
+from recut.partitioners.plan import VERSION
 from recut.planned import load
 
 FACTORY = """
@@ -287,7 +288,12 @@ def test_a_missing_or_wrong_folder_is_refused(command, factory, capsys, tmp_path
         assert (status, out) == (2, "")
         assert part in err
     text = (folder / "plan.json").read_text(encoding="utf-8")
-    for broken in ("{}", text.replace('"version":3', '"version":2'), text[:-9], "[" * 10**5):
+    for broken in (
+        "{}",
+        text.replace(f'"version":{VERSION}', '"version":0'),
+        text[:-9],
+        "[" * 10**5,
+    ):
         (folder / "plan.json").write_text(broken, encoding="utf-8")
         status, _, err = run(capsys, command, folder, *rest)
         assert status == 2

@@ -10,6 +10,7 @@ from problems import layers, random_problem
 
 from recut.partitioners import solver
 from recut.partitioners.bound import seconds_bound
+from recut.partitioners.evaluator import measure
 from recut.partitioners.machine import CPU
 from recut.partitioners.planner import Planner
 
@@ -85,3 +86,14 @@ def test_a_solver_that_fails_now_and_then_is_not_missed(monkeypatch):
         budget = int(planner.floor + share * (planner.fastest_peak - planner.floor))
         assert planner.plan(budget).peak <= budget
     assert calls[0] >= 3
+
+
+def test_without_time_a_plan_is_the_cheapest_segmentation_that_fits():
+    problem = layers(12)
+    planner = Planner(problem, CPU, seconds=0.0)
+    budget = (planner.floor + planner.fastest_peak) // 2
+    plan = planner.plan(budget)
+    assert "cut short by solver_seconds" in plan.planner
+    assert plan.peak <= budget
+    fit = [s for s in planner.known() if measure(problem, s).peak <= budget]
+    assert plan.schedule.seconds(problem) <= min(s.seconds(problem) for s in fit)
