@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, cached_property, partial
 
 from recut.partitioners.bound import seconds_bound
@@ -37,6 +37,7 @@ from recut.partitioners.program import Program, Solution
 from recut.partitioners.refusal import culprits, proof
 from recut.partitioners.rounding import bare, fill, shrink
 from recut.partitioners.schedule import Schedule, Stretches, lazy_schedule
+from recut.partitioners.search import SHRINKS, Found, Worth, ask, climb, named, solve
 from recut.partitioners.segments import Forward
 from recut.partitioners.timing import step_seconds
 
@@ -54,45 +55,10 @@ _LEANEST = 4
 _SWEPT = 3
 # What is this near to the bound, as a share of a step, is not searched for in a sweep.
 _SWEPT_LOSS = 0.0025
-# A program whose leanest schedule is this much over a budget has nothing cheap to offer under it.
-_SHRINKS = 1.25
 # Segments in segments are worth a look where a plan may lose this share of a step.
 _LOSS = 0.005
 # How often a schedule becomes the base of a program that improves on it.
 _IMPROVEMENTS = 3
-
-# What a program is worth: less is better.
-Worth = Callable[[int, int], tuple[float, int]]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A schedule that a search has found.
-
-    Attributes:
-        candidate: the schedule.
-        step: what a step of it takes, in seconds.
-        key: the segmentations of the program that gave it.
-        cut_short: whether time ran out.
-        failed: whether the solver failed at a program.
-    """
-
-    candidate: Candidate
-    step: float
-    key: tuple[int, int]
-    cut_short: bool = False
-    failed: bool = False
-
-    @property
-    def seconds(self) -> float:
-        """What it takes to recompute and to save."""
-        return self.candidate.seconds
-
-    @property
-    def name(self) -> str:
-        """The planner's name for a plan."""
-        planner = "segments" if self.key[0] == self.key[1] else "nested segments"
-        return _named(planner, self.cut_short, self.failed)
 
 
 class Planner:
@@ -109,7 +75,7 @@ class Planner:
         self.machine = machine
         self.seconds = seconds
         self._programs: dict[tuple[int, int], Program] = {}
-        self._answers: dict[int, _Found | None] = {}
+        self._answers: dict[int, Found | None] = {}
         self._bounds: dict[int, tuple[float, float]] = {}
 
     @cached_property
@@ -178,12 +144,12 @@ class Planner:
         for k in range(len(self._cuts)):
             self._program(k, k)
         self._nested(peak)
-        most = min(program.peak for program in self._programs.values()) * _SHRINKS
+        most = min(program.peak for program in self._programs.values()) * SHRINKS
         near = [key for key, program in self._programs.items() if program.peak <= most]
         shrunk = {key: shrink(self._programs[key]) for key in near}
         near.sort(key=lambda key: (shrunk[key].peak, key))
         best = min(best, shrunk[near[0]], key=lambda c: c.peak)
-        explore = partial(_ask, near[:_LEANEST])
+        explore = partial(ask, near[:_LEANEST])
         # What the programs find for this very peak may be cheaper, and lie below it all the same.
         budget = best.peak
         end = time.monotonic() + self.seconds
@@ -191,7 +157,7 @@ class Planner:
             best = found.candidate
             budget = best.peak - (best.peak == budget)
         failed = any(program.failed for program in self._programs.values())
-        return best, _named("floor", time.monotonic() > end, failed)
+        return best, named("floor", time.monotonic() > end, failed)
 
     @property
     def floor(self) -> int:
@@ -263,7 +229,7 @@ class Planner:
         low, high = self.floor, max(self.floor, self.fastest_peak)
         budgets = [low + (high - low) * k // (points - 1) for k in range(points)]
         tried = Frontier()
-        found: dict[int, _Found] = {}
+        found: dict[int, Found] = {}
         # Near the floor the frontier is steep.
         for k in (*range(min(_SWEPT, points - 1)), *range(_SWEPT, points - 1, _SWEPT)):
             # Asked anew, since an answer that is known tells nothing of what was tried for it.
@@ -274,7 +240,7 @@ class Planner:
             known = tried.under(budget)
             if k in found or (known is not None and self._loss(known, budget) < _SWEPT_LOSS):
                 continue
-            if answer := self._search(budget, partial(_ask, keys), math.inf, tried):
+            if answer := self._search(budget, partial(ask, keys), math.inf, tried):
                 found[k] = answer
         pool = {c.schedule: (c.peak, "sweep") for c in tried.candidates}
         pool |= {f.candidate.schedule: (f.candidate.peak, f.name) for f in found.values()}
@@ -339,7 +305,7 @@ class Planner:
     def _plain(self, worth: Worth) -> None:
         """Ask what segmentations are worth."""
         count = len(self._cuts)
-        _climb(range(count), count // 2, lambda k: worth(k, k), self._effort)
+        climb(range(count), count // 2, lambda k: worth(k, k), self._effort)
 
     def _nested(self, worth: Worth) -> None:
         """Ask what segmentations within segmentations are worth."""
@@ -347,17 +313,17 @@ class Planner:
         if count < 2:
             return
         far = min(2, count - 1)
-        k = _climb(range(count - far), (count - far) // 2, lambda k: worth(k, k + far), _PATIENCE)
-        q = _climb(range(k + 1, count), k + far, lambda q: worth(k, q), _PATIENCE)
-        _climb(range(q), k, lambda k: worth(k, q), _PATIENCE)
+        k = climb(range(count - far), (count - far) // 2, lambda k: worth(k, k + far), _PATIENCE)
+        q = climb(range(k + 1, count), k + far, lambda q: worth(k, q), _PATIENCE)
+        climb(range(q), k, lambda k: worth(k, q), _PATIENCE)
 
-    def _cheapest(self, budget: int) -> _Found | None:
+    def _cheapest(self, budget: int) -> Found | None:
         """Return the cheapest schedule that the programs give under a budget."""
         if budget not in self._answers:
             self._answers[budget] = self._asked(budget, None)
         return self._answers[budget]
 
-    def _asked(self, budget: int, tried: Frontier | None) -> _Found | None:
+    def _asked(self, budget: int, tried: Frontier | None) -> Found | None:
         """Return what :meth:`_cheapest` keeps; what is tried is added to ``tried``."""
         end = time.monotonic() + self.seconds
         plain = self._search(budget, self._plain, end, tried)
@@ -380,15 +346,15 @@ class Planner:
         explore: Callable[[Worth], None],
         end: float,
         tried: Frontier | None = None,
-    ) -> _Found | None:
+    ) -> Found | None:
         """Return the cheapest schedule under a budget that some programs give before ``end``."""
-        best: _Found | None = None
+        best: Found | None = None
         solved: dict[tuple[int, int], Solution] = {}
 
         @cache
         def worth(k: int, finer: int) -> tuple[float, int]:
             program = self._program(k, finer)
-            solution = _solve(program, budget)
+            solution = solve(program, budget)
             if solution is None:
                 return (math.inf, program.peak)
             solved[k, finer] = solution
@@ -409,23 +375,23 @@ class Planner:
                 continue
             step = step_seconds(self.problem, found.schedule, self.machine)
             if best is None or step < best.step:
-                best = _Found(found, step, key)
+                best = Found(found, step, key)
         failed = any(program.failed for program in self._programs.values())
         best = best or (self._bare(budget) if failed else None)
         if best is None:
             return None
         return replace(self._improved(best, budget, tried), failed=failed)
 
-    def _bare(self, budget: int) -> _Found | None:
+    def _bare(self, budget: int) -> Found | None:
         """Return the cheapest of the programs' bases that fit: schedules without a solution."""
         bases = ((bare(program), key) for key, program in self._programs.items())
         fit = [(base.seconds, key, base) for base, key in bases if base.peak <= budget]
         if not fit:
             return None
         _, key, base = min(fit, key=lambda found: found[:2])
-        return _Found(base, step_seconds(self.problem, base.schedule, self.machine), key)
+        return Found(base, step_seconds(self.problem, base.schedule, self.machine), key)
 
-    def _improved(self, best: _Found, budget: int, tried: Frontier | None) -> _Found:
+    def _improved(self, best: Found, budget: int, tried: Frontier | None) -> Found:
         """Return the best of a schedule and what a program with that base makes of it.
 
         The program knows the lives of what this very schedule recomputes.
@@ -454,44 +420,3 @@ class Planner:
         """Return what every plan holds at its worst moment, None where no op shows it."""
         need = self.needs.most
         return None if need is None else proof(self.problem, need)
-
-
-def _named(planner: str, cut_short: bool, failed: bool) -> str:
-    """Return the name of a planner that may not have had the time or the solver that it wanted."""
-    reasons = ["cut short by solver_seconds"] * cut_short + ["the solver failed"] * failed
-    return f"{planner} ({', '.join(reasons)})" if reasons else planner
-
-
-def _ask(keys: Collection[tuple[int, int]], worth: Worth) -> None:
-    """Ask what some segmentations are worth."""
-    for key in sorted(keys):
-        worth(*key)
-
-
-def _solve(program: Program, budget: int) -> Solution | None:
-    """Return the solution of a program for a budget, or None where it is not worth asking for."""
-    if program.peak > budget * _SHRINKS:
-        return None
-    known = program.__dict__.get("lowest")
-    if known is not None and known.target > budget * (1 + 1e-6):
-        return None
-    return program.solve(budget)
-
-
-def _climb(
-    among: range, start: int, value: Callable[[int], tuple[float, int]], patience: int
-) -> int:
-    """Ask for the values around the least of some numbers, and return where it is.
-
-    The walk leaves a side where ``patience`` in a row are no better.
-    """
-    best, where = value(start), start
-    for side in (range(start - 1, among.start - 1, -1), range(start + 1, among.stop)):
-        idle = 0
-        for k in side:
-            found = value(k)
-            idle = 0 if found < best else idle + 1
-            best, where = min((best, where), (found, k))
-            if idle == patience:
-                break
-    return where

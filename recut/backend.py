@@ -16,6 +16,7 @@ from uuid import uuid4
 import torch
 from torch import fx
 
+from recut.choosing import Experience
 from recut.errors import RecutError, SettingError
 from recut.machines import in_force
 from recut.partitioners.errors import PlanningError
@@ -23,7 +24,7 @@ from recut.passes import _torch
 from recut.passes.fusion import inductor_patches, wrap_inner_compile
 from recut.passes.prices import declared_key
 from recut.passes.scheduled import Observation
-from recut.pipeline import Experience, Partitioned, partition_under
+from recut.pipeline import Partitioned, partition_under
 from recut.report import GraphReport
 from recut.settings import Settings
 

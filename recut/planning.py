@@ -16,6 +16,7 @@ from typing import Any, overload
 
 from torch import fx
 
+from recut.choosing import free_bytes, plan_under
 from recut.errors import SettingError, TraceError
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
@@ -27,7 +28,7 @@ from recut.partitioners.problem import Problem
 from recut.passes.capture import capture, device_of
 from recut.passes.prepare import has_backward, prepare
 from recut.passes.prices import Prices
-from recut.pipeline import collector_paused, free_bytes, plan_under
+from recut.pipeline import collector_paused
 from recut.planned import PlannedGraph
 from recut.settings import Settings
 from recut.trace import Call, joint_graph

@@ -14,8 +14,8 @@ import pytest
 
 import recut.backend
 from recut.backend import Partitioner
+from recut.choosing import Experience
 from recut.partitioners.machine import MACHINES
-from recut.pipeline import Experience
 from recut.settings import Budget, Settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from torch import distributed as dist
 import recut
 from recut.partitioners.problem import Problem
 
-BUDGETS = ("1.0", "0.5", "0.01")
+BUDGETS = ("0.5", "0.01")
 
 
 @pytest.fixture

@@ -43,13 +43,13 @@ class Enough(Exception):  # noqa: N818 - an answer, not a failure
 def first_attempt(model, inputs, budget, monkeypatch):
     """What the backend plans first for a real step: digest, peak and budget."""
     seen = []
-    plan = recut.pipeline.plan_under
+    plan = recut.choosing.plan_under
 
     def spy(*args):
         seen.append(plan(*args))
         raise Enough  # its code would take a minute
 
-    monkeypatch.setattr("recut.pipeline.plan_under", spy)
+    monkeypatch.setattr("recut.choosing.plan_under", spy)
     options = {"memory_budget": budget}
     compiled = torch.compile(model, backend=recut.ckpt_backend, options=options)
     with floor_expected(), pytest.raises(Exception, match="Enough"):

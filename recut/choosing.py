@@ -1,0 +1,181 @@
+"""Which plan a budget gets: a replayed one, the best under it, or a floor plan to be tried.
+
+A count errs, in both directions. So before a budget is refused the floor plan is compiled, and its
+kernels decide; what an attempt has taught is in the next one's problem.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import fx
+
+from recut.files import replayed
+from recut.partitioners.errors import InfeasibleBudget
+from recut.partitioners.machine import Machine
+from recut.partitioners.plan import Plan
+from recut.partitioners.planner import Planner
+from recut.passes.capture import Capture
+from recut.passes.costs import tensors
+from recut.passes.rules import annotated_budget
+from recut.settings import Budget, Settings
+
+# How much of a budget a plan may fill at first. Inductor adds buffers of a few bytes that no graph
+# shows, and a plan filled to the brim would have to be compiled twice for them.
+_FILL = 511 / 512
+# A floor plan is accepted with kernels this much over its own peak; the floor is then theirs.
+_FLOOR_FILL = 1.005
+# What torch's annotation means by 0: as little memory as can be.
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What an earlier attempt at a graph has taught.
+
+    Attributes:
+        budget: bytes that the budget stood for then; it stays, whatever is learnt of the peaks.
+        observed: bytes by op that compiled code holds beyond the problem's own count.
+        tried: what the kernels of the floor plans hold that were tried, bytes, by trial.
+        promised: whether the next attempt has to hold the budget.
+    """
+
+    budget: int
+    observed: Mapping[int, int]
+    tried: Mapping[str, int] = field(default_factory=dict)
+    promised: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan, and what it was chosen for.
+
+    Attributes:
+        budget: bytes that were asked for.
+        plan: the plan; its peak lies over the budget where that is a fraction below the floor.
+        captured: what it plans: the graph with what was observed of it, or without.
+        planner: who made it.
+        trial: it is a floor plan, tried although its count is over the budget; which one.
+    """
+
+    budget: int
+    plan: Plan
+    captured: Capture
+    planner: Planner
+    trial: str = ""
+
+    @property
+    def clamped(self) -> bool:
+        """Whether the budget lies under the floor, and the floor plan was taken."""
+        return self.plan.peak > self.budget and not self.trial
+
+
+def choose(
+    settings: Settings,
+    joint: fx.GraphModule,
+    captured: Capture,
+    machine: Machine,
+    known: Experience | None,
+) -> Choice:
+    """Return the plan for a graph: a replayed one, or the best by what is known of its kernels.
+
+    Raises:
+        InfeasibleBudget: no plan fits the budget.
+    """
+    if settings.plan is not None:
+        plan = replayed(settings.plan, captured.problem)
+        return Choice(plan.peak, plan, captured, Planner(captured.problem, machine))
+    observed = captured
+    if known is not None:
+        observed = replace(captured, problem=captured.problem.with_observed(known.observed))
+    planner = Planner(observed.problem, machine, settings.solver_seconds)
+    if known is None:
+        budget = settings.memory_budget.resolve(planner.fastest_peak, free_bytes(joint))
+    else:
+        budget = known.budget
+    try:
+        return Choice(budget, plan_under(settings, planner, budget), observed, planner)
+    except InfeasibleBudget as error:
+        tried = known.tried if known else {}
+        trials = {"observed": (observed, planner)}
+        # What was observed holds for the plans that it was observed of; others may do better.
+        if observed.problem is not captured.problem:
+            plain = Planner(captured.problem, machine, settings.solver_seconds)
+            trials["plain"] = (captured, plain)
+        # A count errs, in both directions: before a budget is refused, and a floor named, the
+        # floor plan's kernels are asked. Without Inductor there are none that could tell.
+        compiled = captured.problem.compiler == "inductor"
+        for trial, (what, by) in trials.items():
+            if compiled and trial not in tried:
+                plan = replace(by.floor_plan(), budget=budget)
+                return Choice(budget, plan, what, by, trial)
+        floor = min(tried.values(), default=error.floor)
+        raise error.with_floor(floor) from None
+
+
+def limit_of(settings: Settings, choice: Choice, known: Experience | None) -> int | None:
+    """Return the bytes that the plan's kernels may hold, None where nothing is promised of them."""
+    if known is not None and not known.promised:
+        return None
+    # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
+    if settings.memory_budget.is_all or settings.plan is not None:
+        return None
+    # A trial's budget lies under its count, and is what its kernels have to hold.
+    return int(choice.plan.peak * _FLOOR_FILL) if choice.clamped else choice.budget
+
+
+def plan_under(settings: Settings, planner: Planner, budget: int) -> Plan:
+    """Return the best plan that a planner finds for a budget in bytes.
+
+    Raises:
+        InfeasibleBudget: the budget lies under the floor, and it is no fraction.
+    """
+    if planner.problem.compiler == "inductor" and planner.fastest_peak > budget:
+        with suppress(InfeasibleBudget):
+            return planner.plan(budget, _FILL)
+    try:
+        return planner.plan(budget)
+    except InfeasibleBudget as error:
+        if settings.memory_budget.kind == "fraction":
+            return planner.floor_plan()
+        if planner.problem.compiler == "inductor":
+            # A budget of the floor and not a byte more would be refused again for a few bytes.
+            raise error.with_floor(math.ceil(error.floor / _FILL)) from None
+        raise
+
+
+def tightened(
+    settings: Settings, joint: fx.GraphModule, captured: Capture, machine: Machine
+) -> Settings:
+    """Return the settings with the budget of torch's own annotation where that asks for less."""
+    region = annotated_budget(joint)
+    if region is None or region >= 1:
+        return settings
+    asked = Budget("fraction", max(region, _LEAST))
+    peak = Planner(captured.problem, machine).fastest_peak
+    given = settings.memory_budget.resolve(peak, free_bytes(joint))
+    less = asked.resolve(peak, None) < given
+    return replace(settings, memory_budget=asked) if less else settings
+
+
+def free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
+    """Return how to ask the graph's device for its free bytes."""
+    devices = {t.device for n in joint.graph.nodes for t in tensors(n.meta.get("val"))}
+    cuda = sorted((d for d in devices if d.type == "cuda"), key=str)
+
+    def free() -> int:
+        if cuda:
+            available, _ = torch.cuda.mem_get_info(cuda[0])
+            cached = torch.cuda.memory_reserved(cuda[0]) - torch.cuda.memory_allocated(cuda[0])
+            return int(available + cached)
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    return free
+
+
+__all__ = ["Choice", "Experience", "choose", "free_bytes", "limit_of", "plan_under", "tightened"]
