@@ -45,9 +45,9 @@ def outline(planner: Planner, seconds: float = _SECONDS) -> tuple[Plan, ...]:
     least = float("inf")
     for peak, _, schedule in by_peak:
         # The fastest plan has the last word, whatever a schedule's own step is said to be.
-        if peak >= high and schedule is not planner.fastest:
+        if peak >= high and schedule != planner.fastest:
             continue
-        if steps[schedule] < least or schedule is planner.fastest:
+        if steps[schedule] < least or schedule == planner.fastest:
             least = steps[schedule]
             # Of two with the same peak but for a hair, the faster one.
             if chosen and peak - chosen[-1].peak < _HAIR * high:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from nets import NETS, WIDTH, floor_expected
 from planned import planned
+from problems import random_problem
 from steps import by_aot, by_dynamo
 from torch import nn
 
@@ -26,6 +27,7 @@ import recut
 from recut import dump as dump_module
 from recut.dump import write_index
 from recut.files import dump_graph
+from recut.partitioners.machine import CPU
 from recut.partitioners.outline import outline
 from recut.partitioners.planner import Planner
 from recut.planned import load
@@ -263,11 +265,20 @@ def test_an_outline_is_a_frontier_that_ends_with_the_fastest_plan():
             plan.check(graph.problem)
 
 
+def test_an_outline_ends_with_the_fastest_plan_where_a_segmentation_is_the_same():
+    same = 0
+    for seed in range(40):
+        planner = Planner(random_problem(seed, "inductor"), CPU)
+        assert outline(planner, seconds=0.0)[-1].schedule == planner.fastest
+        same += any(s is not planner.fastest and s == planner.fastest for s in planner.known())
+    assert same
+
+
 TRACED = """
 import sys, torch, recut
 f = torch.compile(torch.nn.Linear(4, 4), backend="recut", options={"memory_budget": 0.9})
 f(torch.randn(2, 4)).sum().backward()
-ours = ("recut.dump", "recut.page", "recut.drawing", "recut.planned")
+ours = ("recut.dump", "recut.page", "recut.drawing", "recut.perfetto")
 print([name for name in ours if name in sys.modules])
 """
 
