@@ -1,4 +1,4 @@
-# Targets: test, lint, format, demo, bench. Each sets up $(VENV) first where it is missing or outdated.
+# Targets: test, test-long, lint, format, demo, bench. Each sets up $(VENV) first where it is missing or outdated.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,10 +9,13 @@ run := $(VENV)/bin/python -m
 ready := $(VENV)/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: test lint format demo bench clean
+.PHONY: test test-long lint format demo bench clean
 
 test: lint
 	$(run) pytest $(PYTEST_ARGS)
+
+test-long: $(ready)
+	$(run) pytest $(PYTEST_ARGS) -m long
 
 lint: $(ready)
 	$(run) ruff check

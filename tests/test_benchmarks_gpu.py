@@ -214,7 +214,7 @@ def test_a_contestant_that_runs_out_of_memory_is_a_row(tmp_path, uncompiled, mon
     assert probes[-1].batch == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recut_under_inductor_on_a_cpu(tmp_path, monkeypatch):
     size = replace(TINY, fixed=(STOCK,), percents=())
     monkeypatch.setitem(gpu_setup.SIZES, "tiny", size)

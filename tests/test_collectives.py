@@ -23,8 +23,9 @@ BUDGETS = ("0.5", "0.01")
 
 
 @pytest.fixture
-def two_pretended_ranks():
+def two_pretended_ranks(monkeypatch):
     """A process group in which other ranks are only pretended: collectives return garbage."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch puts the rank into tracebacks
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)

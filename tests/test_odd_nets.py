@@ -151,7 +151,13 @@ def compiled(name, budget=None):
     return model, (x,)
 
 
-@pytest.mark.parametrize("name", CASES)
+# A minute each: cells and convolutions of the same kinds are quicker.
+LONG = {"lstm", "half"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in CASES]
+)
 def test_the_budget_holds_and_gradients_are_stocks(name):
     with torch._inductor.config.patch(fallback_random=name == "eager's dropout"):
         model, _ = compiled(name)
@@ -168,7 +174,13 @@ def test_the_budget_holds_and_gradients_are_stocks(name):
 
 @pytest.mark.parametrize(
     ("name", "share"),
-    [("conv1d", 0.95), ("conv1d", 0.3), ("lstm", 0.95), ("half", 0.95), ("half", 0.6)],
+    [
+        ("conv1d", 0.95),
+        ("conv1d", 0.3),
+        ("half", 0.95),
+        pytest.param("lstm", 0.95, marks=pytest.mark.long),
+        pytest.param("half", 0.6, marks=pytest.mark.long),
+    ],
 )
 @torch._functorch.config.patch(enable_autograd_cache=False)  # what is served again reports nothing
 def test_the_floor_that_a_refusal_names_is_one(name, share):

@@ -50,7 +50,9 @@ def hide_layout_copies(monkeypatch):
     monkeypatch.setattr(capture._Builder, "_input_bytes", lambda *_: 0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "unet")) for name in MODELS]
+)
 def test_what_kernels_hold_is_what_is_allocated(name):
     with floor_expected():
         compiled, inputs, _, report = train(name, "0.75")

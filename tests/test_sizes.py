@@ -134,7 +134,7 @@ class Rows(nn.Module):
 
 
 def dumped(folder):
-    (graph,) = folder.iterdir()
+    (graph,) = folder.glob("graph_*")
     return (json.loads((graph / f"{name}.json").read_text()) for name in ("problem", "plan"))
 
 

@@ -59,13 +59,13 @@ def test_the_tutorial_works_by_copy_and_paste(tmp_path, monkeypatch, capsys):
             continue
         with pytest.MonkeyPatch.context() as patch:
             status = follow(text, patch)
-        told[text.partition("  #")[0]] = capsys.readouterr().out
+        told[text.partition("  #")[0]] = "".join(capsys.readouterr())
         expected = re.search(r"# exits with (\d)", text)
         assert status == (int(expected[1]) if expected else 0), text
     assert {"net.py", "train.py", "plans", "out"} <= {path.name for path in tmp_path.iterdir()}
     assert Path("plans/small/report.html").is_file()
     assert Path("out/index.html").is_file()
-    assert "cannot be met" in told["RECUT_MEMORY_BUDGET=1MiB python train.py"]
+    assert "cannot be met" in told["recut plan net.py:make --budget 1MiB"]
     training = told["RECUT_MEMORY_BUDGET=70% RECUT_DUMP=out python train.py"]
     first, last = map(float, re.search(r"loss (\S+) to (\S+)", training).groups())
     assert last < first
