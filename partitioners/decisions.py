@@ -115,18 +115,24 @@ class Group:
     reason: str
 
 
-def groups(problem: Problem, schedule: Schedule, choice: Choice) -> tuple[Group, ...]:
-    """Return the ops that a schedule treats so, the most seconds first, then the most bytes."""
+def groups(problem: Problem, made: Sequence[Decision], choice: Choice) -> tuple[Group, ...]:
+    """Return the ops that are treated so, the most seconds first, then the most bytes.
+
+    Args:
+        problem: the problem.
+        made: what is decided of each op (:func:`decisions`).
+        choice: which of them to return.
+    """
     found: dict[tuple[str, str], list[tuple[Op, Decision]]] = {}
-    for op, made in zip(problem.ops, decisions(problem, schedule), strict=True):
-        if made.choice is choice:
-            found.setdefault((op.target, pattern(op.module)), []).append((op, made))
+    for op, decision in zip(problem.ops, made, strict=True):
+        if decision.choice is choice:
+            found.setdefault((op.target, pattern(op.module)), []).append((op, decision))
     out = []
     for (target, module), items in found.items():
         first, why = items[0]
-        again = sum(made.runs - 1 for _, made in items)
-        seconds = sum((made.runs - 1) * op.seconds for op, made in items)
-        size = sum(made.bytes for _, made in items)
+        again = sum(decision.runs - 1 for _, decision in items)
+        seconds = sum((decision.runs - 1) * op.seconds for op, decision in items)
+        size = sum(decision.bytes for _, decision in items)
         out.append(
             Group(
                 choice, target, module, first.source, len(items), again, size, seconds, why.reason

@@ -60,6 +60,11 @@ class Machine:
     link: float = 0.0
     source: str = ""
 
+    @property
+    def label(self) -> str:
+        """The name, and where the figures are from."""
+        return f"{self.name} ({self.source or 'of the settings'})"
+
     def peak_flops(self, dtype: str, family: str = "") -> float:
         """Return FLOP/s for a dtype name such as ``"float32"`` and a family of calls."""
         return self.flops.get(dtype, self.flops["default"]) * self.rates.get(family, 1.0)

@@ -179,18 +179,15 @@ class Planner:
         Raises:
             InfeasibleBudget: that much of the budget lies under the floor.
         """
-        if found := self.find(budget, fill):
-            return found
-        if self.floor <= int(budget * fill):
-            return self._made(self.lowest.schedule, budget, self._lowest[1])
-        raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
-
-    def find(self, budget: int, fill: float = 1.0) -> Plan | None:
-        """Return what :meth:`plan` does, but None where only the floor plan might fit."""
         if self.fastest_peak <= budget:
             return self._made(self.fastest, budget, "min-cut")
-        found = self._cheapest(int(budget * fill))
-        return None if found is None else self._made(found.candidate.schedule, budget, found.name)
+        room = int(budget * fill)
+        found = self._cheapest(room)
+        if found is not None:
+            return self._made(found.candidate.schedule, budget, found.name)
+        if self.floor <= room:
+            return self._made(self.lowest.schedule, budget, self._lowest[1])
+        raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
 
     def sketch(self, budget: int) -> tuple[Schedule, str] | None:
         """Return a schedule under ``budget`` bytes, and its planner's name, in little time.

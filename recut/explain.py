@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from recut.partitioners.advice import Advice, advise
-from recut.partitioners.decisions import Choice, Group, Use, groups, memory, use_of
+from recut.partitioners.decisions import Choice, Group, Use, groups, use_of
 from recut.partitioners.problem import Op, Rule
 from recut.partitioners.units import duration, size
 
@@ -208,15 +208,11 @@ def explain(planned: PlannedGraph) -> Explanation:
     plan, problem, line = planned.plan, planned.problem, planned.timeline
     moment = line.worst
     op = problem.ops[(plan.schedule.forward + plan.schedule.backward)[moment]]
-    live = {
-        str(use): held
-        for use, series in memory(problem, plan.schedule, line).items()
-        if (held := series[moment])
-    }
+    live = {str(use): held for use, series in planned.memory.items() if (held := series[moment])}
     machine = planned.machine
     return Explanation(
         name=planned.name,
-        machine=f"{machine.name} ({machine.source or 'of the settings'})",
+        machine=machine.label,
         asked=planned.asked,
         budget=plan.budget,
         peak=plan.peak,
@@ -233,8 +229,8 @@ def explain(planned: PlannedGraph) -> Explanation:
         in_backward=moment >= line.split,
         live=dict(sorted(live.items(), key=lambda item: -item[1])),
         held=_held(planned, moment),
-        saved=groups(problem, plan.schedule, Choice.SAVED),
-        recomputed=groups(problem, plan.schedule, Choice.RECOMPUTED),
+        saved=groups(problem, planned.decisions, Choice.SAVED),
+        recomputed=groups(problem, planned.decisions, Choice.RECOMPUTED),
         advice=advise(problem, plan, planned.frontier, machine),
     )
 

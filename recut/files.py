@@ -6,21 +6,21 @@ import errno
 import json
 import math
 import os
-import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
-from uuid import uuid4
+from typing import Any, NoReturn, TypeVar
 
 from recut.errors import SettingError
 from recut.partitioners.difference import graph_difference
 from recut.partitioners.errors import ForeignPlan
 from recut.partitioners.plan import Plan
 from recut.partitioners.problem import Problem
+
+Parsed = TypeVar("Parsed")
 
 _counter = count()
 _lock = threading.Lock()
@@ -59,16 +59,20 @@ def dump_graph(folder: Path, files: Mapping[str, str]) -> Path:
     Raises:
         OSError: it cannot be written; nothing of it is left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    made = folder / f".graph_{uuid4().hex}"
-    made.mkdir()
-    try:
+    with _assembled(folder, files) as made:
+        return _claim(made, folder)
+
+
+@contextmanager
+def _assembled(parent: Path, files: Mapping[str, str]) -> Iterator[Path]:
+    """Yield a folder of files under a hidden one, to be renamed; what is not is removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".recut_") as hidden:
+        made = Path(hidden) / "whole"
+        made.mkdir()
         for name, text in files.items():
             (made / name).write_text(text, encoding="utf-8")
-        return _claim(made, folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
+        yield made
 
 
 def _claim(made: Path, folder: Path) -> Path:
@@ -113,12 +117,7 @@ def write_folder(folder: Path, files: Mapping[str, str]) -> None:
             for name, text in files.items():
                 write_atomic(folder / name, text)
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-            made = Path(name) / folder.name
-            made.mkdir()
-            for file, text in files.items():
-                (made / file).write_text(text, encoding="utf-8")
+        with _assembled(folder.parent, files) as made:
             made.replace(folder)
     except OSError as error:
         raise SettingError(
@@ -190,12 +189,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         SettingError: it cannot be read, or holds no plan.
     """
-    try:
-        return Plan.from_json(read_json(path))
-    except (OSError, ValueError) as error:
-        raise SettingError(
-            "plan", str(path), f"no readable plan ({error})", "give a plan.json that recut dumped"
-        ) from error
+    return _read(path, "plan", "plan", Plan.from_json)
 
 
 def read_problem(path: Path) -> Problem:
@@ -204,13 +198,19 @@ def read_problem(path: Path) -> Problem:
     Raises:
         SettingError: it cannot be read, or is no graph.
     """
+    return _read(path, "problem", "graph", Problem.from_json)
+
+
+def _read(path: Path, setting: str, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
     try:
-        return Problem.from_json(read_json(path))
+        return parse(read_json(path))
     except (OSError, ValueError) as error:
         raise SettingError(
-            "problem", str(path), f"no readable graph ({error})",
-            "give a problem.json that recut dumped",
-        ) from error  # fmt: skip
+            setting,
+            str(path),
+            f"no readable {what} ({error})",
+            f"give a {setting}.json that recut dumped",
+        ) from error
 
 
 def replayed(path: Path, problem: Problem) -> Plan:

@@ -6,13 +6,12 @@ page adds them up by use, module or kind. So a graph of 16,000 ops stays at a me
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recut.partitioners.decisions import Use, memory, use_of
+from recut.partitioners.decisions import Use, pattern, use_of
 from recut.partitioners.evaluator import Instance
 from recut.partitioners.plan import Plan
 from recut.partitioners.problem import Phase, Problem
@@ -126,9 +125,8 @@ def points(graph: PlannedGraph) -> list[Point]:
 
 def uses_at_peak(graph: PlannedGraph) -> list[tuple[str, int]]:
     """Return the bytes at the worst moment by use, the largest first."""
-    series = memory(graph.problem, graph.plan.schedule, graph.timeline)
     worst = graph.timeline.worst
-    held = [(use.value, bytes_[worst]) for use, bytes_ in series.items() if bytes_[worst]]
+    held = [(use.value, bytes_[worst]) for use, bytes_ in graph.memory.items() if bytes_[worst]]
     return sorted(held, key=lambda item: (-item[1], item[0]))
 
 
@@ -212,9 +210,7 @@ def _roles(problem: Problem) -> tuple[list[str], list[int]]:
 
     ``blocks.3.attn`` plays the part ``blocks.*.attn``: as deep as the largest parts are most of it.
     """
-    general = {
-        op.module: re.sub(r"(?<![^.])\d+(?![^.])", "*", op.module).split(".") for op in problem.ops
-    }
+    general = {op.module: pattern(op.module).split(".") for op in problem.ops}
     depth = max((len(parts) for parts in general.values()), default=1)
     while True:
         part = {m: ".".join(parts[:depth]) or "(no module)" for m, parts in general.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from recut.partitioners.decisions import Use, memory
+from recut.partitioners.decisions import Use
 from recut.planned import PlannedGraph
 
 # Entries without a price (views of sizes, checks) get this long, in seconds, to stay visible.
@@ -22,7 +22,7 @@ _FORWARD, _BACKWARD = 1, 2
 def memory_trace(graph: PlannedGraph) -> str:
     """Return the step of a planned graph as a trace, in JSON (bytes, microseconds)."""
     problem, schedule, line = graph.problem, graph.plan.schedule, graph.timeline
-    series = memory(problem, schedule, line)
+    series = graph.memory
     events: list[dict[str, Any]] = [
         _named("process_name", 0, f"recut: {graph.name}"),
         _named("thread_name", _FORWARD, "forward"),

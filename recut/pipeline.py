@@ -236,7 +236,7 @@ def _partition_under(
         asked=settings.memory_budget,
         bases=_bases(captured),
         unpriced=_unpriced(captured),
-        machine=f"{machine.name} ({machine.source or 'of the settings'})",
+        machine=machine.label,
         sizes=problem.sizes,
         formula=_formula(problem, plan) if problem.sizes else None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from recut.errors import SettingError
 from recut.files import read_json, read_plan, read_problem
-from recut.partitioners.decisions import Decision, decisions
+from recut.partitioners.decisions import Decision, Use, decisions, memory
 from recut.partitioners.errors import PlanningError
 from recut.partitioners.evaluator import Timeline, evaluate
 from recut.partitioners.machine import Machine
@@ -81,6 +81,11 @@ class PlannedGraph:
     def decisions(self) -> tuple[Decision, ...]:
         """What the plan does with each op."""
         return decisions(self.problem, self.plan.schedule)
+
+    @cached_property
+    def memory(self) -> Mapping[Use, Sequence[int]]:
+        """Bytes in memory at each moment of the step, by what they are for."""
+        return memory(self.problem, self.plan.schedule, self.timeline)
 
     def explain(self) -> Explanation:
         """Return in words where the peak is, what is there, and what was decided; ``print`` it."""

@@ -51,7 +51,7 @@ def test_decisions_are_what_the_schedule_does(planned):
         else:
             assert made.choice is (Choice.SAVED if kept else Choice.DROPPED)
         assert made.reason
-    found = groups(problem, schedule, Choice.RECOMPUTED)
+    found = groups(problem, decisions(problem, schedule), Choice.RECOMPUTED)
     assert sum(g.again for g in found) == sum(schedule.recomputed(problem).values()) > 0
     assert all(g.module in ("blocks.*.mlp", "head") for g in found)
 

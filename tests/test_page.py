@@ -212,7 +212,7 @@ def test_the_drawing_shows_each_op_once(depth, module, boxes):
         path = module.format(number, op.name.strip("0123456789")) if number else module[:6]
         ops.append(replace(op, module=path))
     planner = Planner(replace(problem, ops=tuple(ops)), CPU)
-    plan = planner.find(planner.fastest_peak)
+    plan = planner.plan(planner.fastest_peak)
     graph = PlannedGraph(planner.problem, plan, (plan,), CPU)
     root = ElementTree.fromstring(draw(graph))
     name = "{http://www.w3.org/2000/svg}"
