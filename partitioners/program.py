@@ -33,6 +33,7 @@ from scipy.optimize import Bounds
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
 from recut.partitioners.evaluator import Liveness, measure
+from recut.partitioners.frontier import Candidate
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule, forward_order
 from recut.partitioners.solver import minimise
@@ -63,12 +64,14 @@ class Program:
         problem: the problem.
         schedule: the base; what it saves is saved in any case.
         failed: what went wrong with the solver, or "".
+        measured: schedules of the program that have been measured, by what they carry.
     """
 
     def __init__(self, problem: Problem, schedule: Schedule) -> None:
         self.problem = problem
         self.schedule = schedule
         self.failed = ""
+        self.measured: dict[bytes, Candidate] = {}
 
     @cached_property
     def _lives(self) -> Liveness:

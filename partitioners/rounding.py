@@ -36,9 +36,14 @@ def bare(program: Program) -> Candidate:
 
 def carrying(program: Program, carried: Flags) -> Candidate:
     """Return the base with some of the program's instances carried instead of made again."""
-    schedule = program.carrying(carried)
-    peak = measure(program.problem, schedule).peak
-    return Candidate(peak, schedule.seconds(program.problem), schedule)
+    key = carried.tobytes()
+    if key not in program.measured:
+        # Solved again for a little more or less, a program often has the same levels.
+        schedule = program.carrying(carried)
+        peak = measure(program.problem, schedule).peak
+        found = Candidate(peak, schedule.seconds(program.problem), schedule)
+        program.measured[key] = found
+    return program.measured[key]
 
 
 def levels(solution: Solution) -> list[Flags]:

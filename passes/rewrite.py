@@ -1,4 +1,4 @@
-"""Schedule -> joint graph with recompute copies in their place -> forward and backward modules.
+"""Schedule -> joint graph with recompute copies in their place.
 
 Example, a schedule that recomputes ``r`` for the backward op ``d``::
 
@@ -6,15 +6,13 @@ Example, a schedule that recomputes ``r`` for the backward op ``d``::
     backward: r, d                     r_1 = aten.relu(mm); d = aten.threshold_backward(g, r_1, 0)
 
 The new joint graph holds one node per entry of the schedule, in its order, and views copied beside
-their base at each use. Splitting it is torch's own business (the order of outputs, symbolic sizes,
-opaque objects, version counters); afterwards the copies that the split left dead are removed by our
-own reachability, since a dead op that carries torch's random tag survives fx's elimination.
+their base at each use; ``split.py`` makes forward and backward of it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,12 +203,14 @@ class Emission:
 
     Attributes:
         module: the graph.
-        crossing: its forward nodes and inputs that the backward reads.
+        forward: its nodes that run in the forward, and what the forward takes.
+        crossing: those of them that the backward reads, in their order.
         ops: op index by name of the node that stands for an entry of the schedule.
         effects: by phase the names of the nodes that stay though nobody reads them.
     """
 
     module: fx.GraphModule
+    forward: frozenset[fx.Node]
     crossing: tuple[fx.Node, ...]
     ops: dict[str, int]
     effects: dict[str, set[str]]
@@ -220,57 +220,14 @@ def emit(joint: fx.GraphModule, captured: Capture, schedule: Schedule) -> Emissi
     """Return the joint graph that runs ``schedule``."""
     emitter = _Emitter(joint, captured, schedule)
     module = emitter.emit()
-    crossing: dict[fx.Node, None] = {}
+    forward = frozenset(emitter.in_forward)
+    crossing: set[fx.Node] = set()
     for n in module.graph.nodes:
-        if n in emitter.in_forward:
+        if n in forward:
             continue
         reads = n.all_input_nodes
         if n.op == "output":
             reads = [a for a in n.args[0][captured.num_forward_outputs :] if isinstance(a, fx.Node)]
-        for a in reads:
-            if a in emitter.in_forward and a.op != "get_attr":
-                crossing[a] = None
-    return Emission(module, tuple(crossing), emitter.ops, emitter.effects)
-
-
-def split(
-    emission: Emission,
-    *,
-    num_fwd_outputs: int,
-    static_lifetime_input_indices: Sequence[int] | None,
-) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Return forward and backward of an emitted joint graph."""
-    module = emission.module
-    position = {n: k for k, n in enumerate(module.graph.nodes)}
-    ordered = sorted(emission.crossing, key=position.__getitem__)
-    symbolic = [n for n in ordered if _torch.is_sym_node(n)]
-    opaque = [n for n in ordered if _torch.is_opaque_node(n)]
-    tensors = [n for n in ordered if n not in set(symbolic) | set(opaque)]
-    primals = [n for n in module.graph.find_nodes(op="placeholder") if _torch.is_primal(n)]
-    static = set(static_lifetime_input_indices or ())
-    forward, backward = _torch.extract_fwd_bwd_modules(
-        module,
-        tensors,
-        saved_sym_nodes=symbolic,
-        saved_opaque_nodes=opaque,
-        num_fwd_outputs=num_fwd_outputs,
-        static_lifetime_input_nodes=_torch.OrderedSet(
-            p for k, p in enumerate(primals) if k in static
-        ),
-    )
-    for phase, part in (("forward", forward), ("backward", backward)):
-        _eliminate(part.graph, emission.effects[phase])
-    forward = _torch.thread_graphsafe_rng_from_hops(forward, is_backward=False)
-    backward = _torch.thread_graphsafe_rng_from_hops(backward, is_backward=True)
-    return forward, backward
-
-
-def _eliminate(graph: fx.Graph, effects: Collection[str]) -> None:
-    """Remove what nobody reads, except effects that the schedule runs in this graph.
-
-    torch's split leaves in each graph the ops of the other one that fx takes for impure (random by
-    tag, assertions), with all that feeds them: they would run twice.
-    """
-    graph.eliminate_dead_code(
-        is_impure_node=lambda n: n.op in ("placeholder", "output") or n.name in effects
-    )
+        crossing.update(a for a in reads if a in forward and a.op != "get_attr")
+    ordered = tuple(n for n in module.graph.nodes if n in crossing)
+    return Emission(module, forward, ordered, emitter.ops, emitter.effects)

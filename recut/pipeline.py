@@ -32,9 +32,10 @@ from recut.passes.capture import Capture, capture, device_of
 from recut.passes.fusion import promise
 from recut.passes.prepare import has_backward, prepare
 from recut.passes.prices import Prices
-from recut.passes.rewrite import Emission, emit, split
+from recut.passes.rewrite import Emission, emit
 from recut.passes.rules import unpriced
 from recut.passes.scheduled import expectations
+from recut.passes.split import split
 from recut.passes.verify import verify
 from recut.report import GraphReport, record
 from recut.settings import Settings
