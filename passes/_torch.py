@@ -1,6 +1,7 @@
 """The sole importer of torch's private names: what each is, since when, what to do when it moves.
 
-Supported: torch 2.11 to 2.15. A name that moves fails here, at import, and nowhere else.
+Supported: torch 2.11 to 2.15. A name that moves fails here, at import, and nowhere else;
+`tests/private_names.py` lists which release has which, and its test names the one that moved.
 """
 
 from __future__ import annotations
@@ -82,10 +83,10 @@ from torch._inductor import config as inductor_config  # isort: skip
 from torch._inductor.custom_graph_pass import CustomPartitionerFn  # isort: skip
 
 # Base class of a pass over Inductor's scheduler nodes that takes part in cache keys by its uuid.
-# Since 2.12; 2.11 takes any callable, and its keys hold the pass itself, pickled.
+# Since 2.13; before that any callable is taken, and cache keys hold the pass itself, pickled.
 try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass  # isort: skip
-except ImportError:  # torch 2.11
+except ImportError:  # torch 2.11 and 2.12
     CustomSchedulerPass = object  # type: ignore[assignment, misc]
 
 # Inductor's heuristics object, with the fusion hooks can_fuse_vertical and can_fuse_horizontal
@@ -97,7 +98,7 @@ from torch._inductor.graph import GraphLowering  # isort: skip
 from torch._inductor.virtualized import V  # isort: skip
 
 # One op as the scheduler sees it; ``recompute_size_and_body`` and ``mutation_renames`` are used by
-# fusion.py, which keeps the former from losing the latter (torch 2.13). Drop that where torch does.
+# fusion.py, which keeps the former from losing the latter before 2.14. To be dropped with 2.13.
 from torch._inductor.scheduler import SchedulerNode  # isort: skip
 
 # What Inductor's own peak-memory pass computes of scheduled kernels: each buffer's size and

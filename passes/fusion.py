@@ -115,8 +115,8 @@ def keep_renames() -> None:
 
     A node that reads a buffer which an earlier node has written over (a scatter into a view)
     depends on that node by a name of its own. Where the C++ backend gives a node the loops of
-    another one, torch 2.13 restores that name only if the node has dependencies that no index
-    shows. Without it both may end in one kernel, whatever their indices, and the reader gets
+    another one, torch before 2.14 restores that name only if the node has dependencies that no
+    index shows. Without it both may end in one kernel, whatever their indices, and the reader gets
     another element.
     """
     node_type: Any = _torch.SchedulerNode

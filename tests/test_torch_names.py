@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from recut.passes import _torch
+import torch
+from private_names import NEWEST, OLDEST, SOMEWHERE, releases_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("recut", "recut/commands", "passes")
@@ -87,19 +90,79 @@ def test_private_names_stay_behind_the_gate(path):
     assert private_names(ast.parse(path.read_text(encoding="utf-8"))) == ACCEPTED.get(name, set())
 
 
-@pytest.mark.parametrize("name", _torch.__all__)
-def test_a_name_behind_the_gate_is_there(name):
-    assert getattr(_torch, name) is not None
+def gate_imports() -> dict[str, str]:
+    """Return what the gate calls each name of torch that it imports."""
+    out = {}
+    for node in ast.walk(ast.parse(GATE.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torch"):
+            out |= {f"{node.module}.{a.name}": a.asname or a.name for a in node.names}
+    return out
+
+
+def found(name: str) -> Any:
+    """Return what a dotted name stands for.
+
+    Raises:
+        ImportError, AttributeError: it is not there.
+    """
+    place, _, last = name.rpartition(".")
+    try:
+        holder = import_module(place)
+    except ModuleNotFoundError:
+        return getattr(pkgutil.resolve_name(place), last)  # of a class, or of a namespace in C
+    return getattr(holder, last) if hasattr(holder, last) else import_module(name)
+
+
+# The gate is not imported before the last test, so a name that has moved fails alone, by its name.
+@pytest.mark.parametrize(("name", "releases"), releases_of().items(), ids=releases_of())
+def test_a_name_is_where_its_releases_have_it(name, releases):
+    first, last = releases
+    running = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if first <= running and (running <= last or last == NEWEST):
+        found(name)  # raises where it is not
+    else:
+        with pytest.raises((ImportError, AttributeError)):
+            found(name)
+
+
+def test_the_list_has_each_name_that_is_used():
+    listed = set(releases_of())
+    assert gate_imports().keys() <= listed
+    for names in ACCEPTED.values():
+        assert names <= listed | {"torch._inductor"}
+    # What the gate's names are asked for, as `_torch.V.choices`.
+    holders = {alias: name for name, alias in gate_imports().items()}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = dotted(node).split(".") if isinstance(node, ast.Attribute) else []
+            # V.graph is there while a graph is lowered.
+            if parts[:1] == ["_torch"] and len(parts) == 3 and parts[1:] != ["V", "graph"]:
+                assert f"{holders[parts[1]]}.{parts[2]}" in listed, path.name
+
+
+def test_the_gate_has_a_substitute_for_what_some_releases_lack():
+    guarded = set()
+    for node in ast.walk(ast.parse(GATE.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Try):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.ImportFrom) and inner.module:
+                    guarded |= {f"{inner.module}.{alias.name}" for alias in inner.names}
+    assert guarded == SOMEWHERE.keys()
+
+
+def test_the_list_and_the_checkup_know_the_same_releases():
+    from recut import checkup
+
+    assert (checkup._OLDEST, checkup._NEWEST) == (OLDEST, NEWEST)
 
 
 def test_the_gate_lists_what_it_imports():
-    imported = set()
-    for node in ast.walk(ast.parse(GATE.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "torch":
-            names = {alias.asname or alias.name for alias in node.names}
-            imported |= {name for name in names if not name.startswith("_")}  # the gate's own
+    imported = {alias for alias in gate_imports().values() if not alias.startswith("_")}  # own
+    from recut.passes import _torch
+
     assert imported == set(_torch.__all__)
     assert len(_torch.__all__) == len(set(_torch.__all__))
+    assert all(getattr(_torch, name) is not None for name in _torch.__all__)
 
 
 def test_planning_never_imports_torch():
