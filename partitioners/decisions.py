@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,6 +30,14 @@ class Choice(StrEnum):
     BACKWARD = "backward"  # it is the backward's own
 
 
+# Reasons that follow from the choice: a listing gives them once.
+PLAIN: Mapping[Choice, str] = {
+    Choice.DEFERRED: "only the backward needs it",
+    Choice.DROPPED: "the backward does not read it",
+    Choice.BACKWARD: "it depends on a gradient of the outputs",
+}
+
+
 @dataclass(frozen=True)
 class Decision:
     """What a schedule does with one op.
@@ -45,6 +53,11 @@ class Decision:
     runs: int
     bytes: int
     reason: str
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the choice says the reason already."""
+        return self.reason == PLAIN.get(self.choice)
 
 
 class Use(StrEnum):
@@ -74,18 +87,18 @@ def _decision(
     runs = forward + backward
     kept = sum(problem.values[v].bytes for v in op.outputs if v in saved)
     if op.phase is Phase.BACKWARD:
-        return Decision(Choice.BACKWARD, runs, 0, "it depends on a gradient of the outputs")
+        return Decision(Choice.BACKWARD, runs, 0, PLAIN[Choice.BACKWARD])
     made = sum(problem.values[v].bytes for v in op.outputs)
     price = f"{duration(op.seconds)} for {size(made)}"
     if forward and backward:
         rule = op.reason if op.rule is Rule.MUST_RECOMPUTE else f"{_times(backward)}, {price}"
         return Decision(Choice.RECOMPUTED, runs, kept, rule)
     if backward:
-        return Decision(Choice.DEFERRED, runs, 0, "only the backward needs it")
+        return Decision(Choice.DEFERRED, runs, 0, PLAIN[Choice.DEFERRED])
     if any(v in saved for v in op.outputs):
         why = op.reason if op.rule is Rule.MUST_SAVE else f"running it again costs {price}"
         return Decision(Choice.SAVED, runs, kept, why)
-    return Decision(Choice.DROPPED, runs, 0, "the backward does not read it")
+    return Decision(Choice.DROPPED, runs, 0, PLAIN[Choice.DROPPED])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recut.partitioners.kernels import MAX_ALL_SOURCES, MAX_SOURCES, MAX_WEIGHT, Lives, fused
+from recut.partitioners.kernels import (
+    MAX_ALL_SOURCES,
+    MAX_SOURCES,
+    MAX_WEIGHT,
+    Kernels,
+    Lives,
+    fused,
+    kernels,
+)
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
 from recut.partitioners.tables import Ints
@@ -92,7 +100,8 @@ class Timeline:
 class Liveness:
     """A :class:`Timeline` as arrays: ``live`` by moment, the rest by instance of the ``trace``.
 
-    ``taken`` lists the instances whose bytes are an input's that dies where they are made.
+    ``taken`` lists the instances whose bytes are an input's that dies where they are made, and
+    ``kernels`` are those that Inductor makes of the trace, None without Inductor.
     """
 
     trace: Trace
@@ -101,6 +110,7 @@ class Liveness:
     end: Ints
     bytes: Ints
     taken: Ints
+    kernels: Kernels | None
 
     @property
     def value(self) -> Ints:
@@ -122,8 +132,9 @@ def measure(problem: Problem, schedule: Schedule) -> Liveness:
     """Return the liveness of a schedule that :meth:`Schedule.check` accepts."""
     trace = Trace(problem, schedule)
     n, count = trace.n, len(trace.start)
-    if problem.compiler == "inductor":
-        lives = fused(trace)
+    made = kernels(trace) if problem.compiler == "inductor" else None
+    if made is not None:
+        lives = fused(trace, made)
     else:
         no = np.zeros(max(count, n), dtype=np.bool_)
         lives = Lives(trace.start, trace.ends, no[:count], no[:n], no[:count])
@@ -134,7 +145,7 @@ def measure(problem: Problem, schedule: Schedule) -> Liveness:
     live = np.cumsum(change[:n]) + trace.tables.workspace[trace.order]
     taken = _taken_over(trace, lives, size)
     np.subtract.at(live, lives.start[taken], size[taken])
-    return Liveness(trace, live, lives.start, lives.end, size, taken)
+    return Liveness(trace, live, lives.start, lives.end, size, taken, made)
 
 
 def evaluate(problem: Problem, schedule: Schedule) -> Timeline:

@@ -121,10 +121,9 @@ def kernels(trace: Trace) -> Kernels:
     return Kernels(inlined, nothing, _places(trace, nothing, side), side, end)
 
 
-def fused(trace: Trace) -> Lives:
+def fused(trace: Trace, found: Kernels) -> Lives:
     """Return the lives of instances as Inductor's kernels make them."""
     n, start, tables = trace.n, trace.start, trace.tables
-    found = kernels(trace)
     place, end = found.place, found.end
     reduces = np.zeros(n, dtype=np.bool_)
     reduces[place[tables.reduces[trace.order]]] = True

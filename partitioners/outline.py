@@ -11,7 +11,7 @@ import time
 from recut.partitioners.evaluator import measure
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.planner import Planner
-from recut.partitioners.timing import step_seconds
+from recut.partitioners.timing import trace_seconds
 
 # Budgets that are asked for, as shares of the fastest plan's peak, and the time for all of them.
 _SHARES = (0.5, 0.75, 0.35, 0.62, 0.88, 0.42, 0.25)
@@ -39,11 +39,14 @@ def outline(planner: Planner, seconds: float = _SECONDS) -> tuple[Plan, ...]:
             break
         if found := planner.sketch(int(high * share)):
             known.setdefault(*found)
-    by_peak = sorted((measure(problem, s).peak, k, s) for k, s in enumerate(known))
-    steps = {s: step_seconds(problem, s, planner.machine) for s in known}
+    peaks, steps = [], {}
+    for k, schedule in enumerate(known):
+        lives = measure(problem, schedule)
+        peaks.append((lives.peak, k, schedule))
+        steps[schedule] = trace_seconds(lives.trace, lives.kernels, planner.machine)
     chosen: list[Plan] = []
     least = float("inf")
-    for peak, _, schedule in by_peak:
+    for peak, _, schedule in sorted(peaks):
         # The fastest plan has the last word, whatever a schedule's own step is said to be.
         if peak >= high and schedule != planner.fastest:
             continue

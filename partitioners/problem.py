@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -285,12 +285,12 @@ class Problem:
         """Return the Problem as plain JSON data; :meth:`from_json` reads it back."""
         return {
             "version": 1,
-            "ops": [asdict(o) for o in self.ops],
-            "values": [asdict(v) for v in self.values],
+            "ops": list(map(_plain, self.ops)),
+            "values": list(map(_plain, self.values)),
             "forward_outputs": list(self.forward_outputs),
             "backward_outputs": list(self.backward_outputs),
             "compiler": self.compiler,
-            "sizes": [asdict(s) for s in self.sizes],
+            "sizes": list(map(_plain, self.sizes)),
         }
 
     @staticmethod
@@ -346,6 +346,11 @@ def _read_op(given: Mapping[str, Any]) -> Op:
     o = dict(given, inputs=tuple(given["inputs"]), outputs=tuple(given["outputs"]))
     kinds = {"kind": Kind(o["kind"]), "phase": Phase(o["phase"]), "rule": Rule(o["rule"])}
     return Op(**o | kinds)
+
+
+def _plain(thing: Op | Value | Size) -> dict[str, Any]:
+    """Return a flat value by field; ``asdict`` copies every number of it, which takes tenfold."""
+    return {k: list(v) if type(v) is tuple else v for k, v in vars(thing).items()}
 
 
 def _check_size(name: str, size: int) -> None:

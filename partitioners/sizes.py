@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -98,9 +98,7 @@ class PeakFormula:
 
     @cached_property
     def _terms_at(self) -> Callable[..., list[Any]]:
-        symbols = [sympy.Symbol(name, integer=True, positive=True) for name in self.hints]
-        function: Callable[..., list[Any]] = sympy.lambdify(symbols, self.terms, modules="math")
-        return function
+        return _function(self.terms, self.hints)
 
     def at(self, sizes: Mapping[str, int]) -> int:
         """Return the peak, in bytes, at some sizes by symbol; what is not given is as planned.
@@ -143,6 +141,45 @@ def peak_formula(problem: Problem, schedule: Schedule) -> PeakFormula:
     weights, terms = _weights(problem, known)
     rows = _largest(_moments(problem, measure(problem, schedule), weights))
     return PeakFormula(terms, tuple(tuple(map(int, row)) for row in rows), known)
+
+
+def resized(problem: Problem, sizes: Mapping[str, int]) -> Problem:
+    """Return a problem as it is where its symbols stand for other sizes.
+
+    What values weigh is exact, and a library call's workspace in proportion, as in the formula.
+    Prices stay as they were, so the least memory of such a problem says much, and its times little.
+
+    Args:
+        problem: of symbolic sizes.
+        sizes: by symbol; what is not given stays.
+
+    Raises:
+        ValueError: a value's size is none that can be read.
+    """
+    known = {size.symbol: size.hint for size in problem.sizes} | dict(sizes)
+    weights, terms = _weights(problem, known)
+    numbers = [int(number) for number in _function(terms, known)(*known.values())]
+
+    def weigh(row: np.ndarray[Any, Any]) -> int:
+        return sum(map(operator.mul, map(int, row), numbers))
+
+    values = tuple(
+        replace(value, bytes=weigh(row)) if value.bytes else value
+        for value, row in zip(problem.values, weights, strict=True)
+    )
+    ops = tuple(
+        replace(op, workspace=weigh(_workspace(problem, i, weights))) if op.workspace else op
+        for i, op in enumerate(problem.ops)
+    )
+    hints = tuple(replace(size, hint=known[size.symbol]) for size in problem.sizes)
+    return replace(problem, values=values, ops=ops, sizes=hints)
+
+
+def _function(terms: Sequence[sympy.Expr], symbols: Mapping[str, int]) -> Callable[..., list[Any]]:
+    """Return what gives the numbers of terms for those of some symbols, in their order."""
+    given = [sympy.Symbol(name, integer=True, positive=True) for name in symbols]
+    function: Callable[..., list[Any]] = sympy.lambdify(given, terms, modules="math")
+    return function
 
 
 def _weights(

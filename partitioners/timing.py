@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recut.partitioners.kernels import kernels
+from recut.partitioners.kernels import Kernels, kernels
 from recut.partitioners.machine import Machine
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
@@ -20,12 +20,17 @@ from recut.partitioners.trace import Trace
 def step_seconds(problem: Problem, schedule: Schedule, machine: Machine) -> float:
     """Return the time that a schedule's forward and backward are expected to take, in seconds."""
     trace = Trace(problem, schedule)
+    made = kernels(trace) if problem.compiler == "inductor" else None
+    return trace_seconds(trace, made, machine)
+
+
+def trace_seconds(trace: Trace, found: Kernels | None, machine: Machine) -> float:
+    """Return the same of a schedule's trace and its kernels, None without Inductor."""
     tables, order = trace.tables, trace.order
-    if problem.compiler != "inductor":
+    if found is None:
         return float(tables.seconds[order].sum())
     fuses = tables.fuses[order]
     alone = float(tables.seconds[order[~fuses]].sum() + tables.arithmetic[order[fuses]].sum())
-    found = kernels(trace)
     exists = ~found.nothing
     store, load = (np.where(exists, x[trace.value], 0.0) for x in (tables.store, tables.load))
     runs = found.runs(trace) & fuses

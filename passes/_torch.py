@@ -59,6 +59,10 @@ from torch._dynamo.exc import ShortenTraceback, TorchDynamoException, Unsupporte
 # 2.6; planning puts them back as they were.
 from torch._dynamo.pgo import get_code_state  # isort: skip
 
+# Has Dynamo take a tensor's dimension for a symbol; it notes that in the tensor's attributes. Since
+# 2.1.
+from torch._dynamo import mark_dynamic  # isort: skip
+
 # Tensors without data, and the mode that makes them. Since 2.0.
 from torch._subclasses import FakeTensor, FakeTensorMode  # isort: skip
 
@@ -217,6 +221,7 @@ __all__ = [
     "is_sym_node",
     "is_tangent",
     "make_graph_module",
+    "mark_dynamic",
     "must_be_in_backward",
     "must_recompute",
     "optimization_hint",

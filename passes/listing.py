@@ -10,12 +10,13 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 
-from recut.partitioners.decisions import Decision
+from recut.partitioners.decisions import PLAIN, Decision
 from recut.partitioners.problem import Problem
 from recut.partitioners.units import duration, size
 from recut.passes import costs
@@ -52,9 +53,10 @@ def listing(
     # What a node calls is as long as it is; the columns before it line up.
     widths[4] = 0
     head = f"# {title}: {len(rows)} nodes. Costs are predicted, each op by itself."
+    plain = "\n".join(f"# {choice}: {why}" for choice, why in PLAIN.items())
     body = (_line(row, widths) for row in rows)
     names = _line((*_COLUMNS, "  # line, module, reason"), widths)
-    return "\n".join([head, "#", names, *body]) + "\n"
+    return "\n".join([head, plain, "#", names, *body]) + "\n"
 
 
 def title(graph: fx.Graph) -> str:
@@ -84,7 +86,7 @@ def _row(
     if node.op != "call_function" or index is None:
         return (*shown, "", _what(node, ops, decisions), _call(node), _comment(comment, ""))
     op, decision = problem.ops[index], decisions[index]
-    said = _comment(comment, decision.reason)
+    said = _comment(comment, "" if decision.is_plain else decision.reason)
     return (*shown, duration(op.seconds), decision.choice.value, _call(node), said)
 
 
@@ -118,6 +120,7 @@ def _call(node: fx.Node) -> str:
     return f"{node.name} = {_name(node.target)}({_cut(', '.join(given))})"
 
 
+@cache
 def _name(target: Any) -> str:
     text = str(target)
     return str(getattr(target, "__name__", text)) if text.startswith("<") else text
@@ -134,11 +137,15 @@ def _cut(text: str) -> str:
 def _shape(val: Any) -> str:
     """Return dtype and shape: ``float32[4, 256]``."""
     if isinstance(val, torch.Tensor):
-        sizes = ", ".join(map(str, val.shape))
-        return f"{str(val.dtype).removeprefix('torch.')}[{sizes}]"
+        return _typed(val.dtype, ", ".join(map(str, val.shape)))
     if isinstance(val, (tuple, list)):
         return f"{len(val)} results"
     return "" if val is None else type(val).__name__
+
+
+@cache
+def _typed(dtype: torch.dtype, sizes: str) -> str:
+    return f"{str(dtype).removeprefix('torch.')}[{sizes}]"
 
 
 __all__ = ["listing", "title"]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from recut.backend import ckpt_backend
+from recut.budget import Budget, parse_budget
 from recut.errors import RecutError, SettingError, TraceError
 from recut.partitioners.errors import ForeignPlan, InfeasibleBudget, InvalidSchedule
 from recut.passes.prices import register_cost
@@ -13,7 +14,7 @@ from recut.pipeline import partition
 from recut.planned import PlannedGraph
 from recut.planning import Sweep, plan, sweep
 from recut.report import GraphReport, clear_reports, reports
-from recut.settings import Budget, Settings, parse_budget
+from recut.settings import Settings
 
 __version__ = "0.1.0"
 

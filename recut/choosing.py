@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
+from recut.budget import Budget
 from recut.files import replayed
 from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.machine import Machine
@@ -23,7 +24,7 @@ from recut.partitioners.planner import Planner
 from recut.passes.capture import Capture
 from recut.passes.costs import tensors
 from recut.passes.rules import annotated_budget
-from recut.settings import Budget, Settings
+from recut.settings import Settings
 
 # How much of a budget a plan may fill at first. Inductor adds buffers of a few bytes that no graph
 # shows, and a plan filled to the brim would have to be compiled twice for them.

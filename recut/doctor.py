@@ -92,7 +92,20 @@ def examine(target: Target, steps: int, full: bool = False) -> Outcome | str:
         stack.enter_context(graphs_uncached())
         stack.enter_context(watching(probe))
         ending = _ending(target)
-    return Outcome(tuple(probe.figures()), ending)
+    found = tuple(probe.figures())
+    _into_dumps(found)
+    return Outcome(found, ending)
+
+
+def _into_dumps(found: Sequence[Figures]) -> None:
+    """Write what was measured of each graph into its dump, where the script has made one."""
+    for figures in found:
+        folder = figures.report.folder
+        if folder is not None and (figures.peak is not None or figures.seconds):
+            from recut.dump import add_measured  # jinja2 and networkx, only where they were needed
+
+            median = statistics.median(figures.seconds) if figures.seconds else None
+            add_measured(folder, figures.peak, median)
 
 
 @contextmanager

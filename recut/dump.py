@@ -18,7 +18,7 @@ from typing import Any
 from torch import fx
 
 from recut.drawing import draw
-from recut.files import dump_graph, write_atomic
+from recut.files import dump_graph, figures, write_atomic
 from recut.page import environment, render, style
 from recut.partitioners.decisions import decisions
 from recut.partitioners.outline import outline
@@ -28,7 +28,7 @@ from recut.passes.capture import Capture
 from recut.passes.listing import listing, title
 from recut.passes.rewrite import Emission
 from recut.perfetto import memory_trace
-from recut.planned import GRAPH, PlannedGraph
+from recut.planned import GRAPH, PlannedGraph, load
 from recut.report import GraphReport
 from recut.settings import Settings
 
@@ -169,6 +169,23 @@ def texts(graph: PlannedGraph, graphs: Mapping[str, str]) -> dict[str, str]:
     return {REPORT: render(graph, tuple(files)), **files}
 
 
+def add_measured(folder: Path, peak: int | None, seconds: float | None) -> None:
+    """Write what was measured into the dump of a graph, and into its report.
+
+    What cannot be read or written costs one warning.
+
+    Args:
+        folder: of the graph.
+        peak: the most bytes that a step allocated; None where it was not measured.
+        seconds: the median time of a step; None where it was not measured.
+    """
+    with _spared(f"what was measured cannot be written into {str(folder)!r}"):
+        graph = replace(load(folder), measured_peak=peak, measured_seconds=seconds)
+        files = sorted(p.name for p in folder.iterdir() if p.name != REPORT)
+        write_atomic(folder / REPORT, render(graph, files))
+        write_atomic(folder / GRAPH, graph.files()[GRAPH])
+
+
 def write_index(folder: Path) -> None:
     """Write the page over all graphs of a dump folder, by the folders that are there.
 
@@ -198,7 +215,7 @@ def _entry(path: Path) -> dict[str, Any]:
     try:
         whole = json.loads((path / GRAPH).read_text(encoding="utf-8"))
         about = {**whole, **whole["summary"]}
-        about = {name: _checked(about[name], kinds) for name, kinds in _SUMMARY.items()}
+        about = figures(about, _SUMMARY)
     except (OSError, ValueError, KeyError, TypeError):
         about = None
     report = REPORT in files
@@ -219,10 +236,14 @@ _SUMMARY: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _checked(value: object, kinds: tuple[type, ...]) -> object:
-    if type(value) not in kinds:
-        raise TypeError(f"{value!r} is none of {kinds}")
-    return value
-
-
-__all__ = ["DRAWING", "INDEX", "REPORT", "TRACE", "Compilation", "dumper", "texts", "write_index"]
+__all__ = [
+    "DRAWING",
+    "INDEX",
+    "REPORT",
+    "TRACE",
+    "Compilation",
+    "add_measured",
+    "dumper",
+    "texts",
+    "write_index",
+]

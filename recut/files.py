@@ -93,6 +93,9 @@ def _claim(made: Path, folder: Path) -> Path:
 def checked_folder(setting: str, folder: Path) -> Path:
     """Return a folder that a plan may be written to: a new one, an empty one, or an earlier plan's.
 
+    It is asked before planning, which takes long; a new one is made when there is something to
+    write.
+
     Raises:
         SettingError: it holds something else, or cannot be made.
     """
@@ -101,6 +104,10 @@ def checked_folder(setting: str, folder: Path) -> Path:
         held = [path.name for path in folder.iterdir()] if folder.exists() else []
     except OSError as error:
         raise SettingError(setting, str(folder), f"no folder ({error})", remedy) from error
+    near = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not near.is_dir() or not os.access(near, os.W_OK | os.X_OK):
+        what = "may not be written to" if near.is_dir() else "is no folder"
+        raise SettingError(setting, str(folder), f"{near} {what}", remedy)
     if held and "plan.json" not in held:
         raise SettingError(setting, str(folder), f"it holds other files ({held[0]})", remedy)
     return folder
@@ -165,6 +172,19 @@ def read_json(path: Path) -> Any:
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def figures(data: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Return some fields of what was read, each of one of its kinds; None where it may be missing.
+
+    Raises:
+        ValueError: one is missing, or of another kind.
+    """
+    found = {name: data.get(name) for name in kinds}
+    for name, value in found.items():
+        if type(value) not in kinds[name]:
+            raise ValueError(f"{name} is {value!r}")
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 The least memory of a step grows with the batch and the length, mostly along a line or a parabola,
 and asking for it means tracing and planning a model. So the next size to ask for is where the
 parabola through the three nearest known sizes meets the budget, between the largest that fits and
-the smallest that does not. Where that does not end the search, halving does.
+the smallest that does not. Where somebody can tell what a size is expected to need
+(:mod:`recut.symbolic`), that takes the place of the parabola. Where neither ends the search,
+halving does.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class Fit:
     bounded: bool
 
 
-def largest(sizes: Sizes, budget: int, needs: Needs) -> Fit:
+def largest(sizes: Sizes, budget: int, needs: Needs, expected: Needs | None = None) -> Fit:
     """Return the largest of some sizes whose least memory is within a budget.
 
     The least memory is taken to grow with the size.
@@ -97,39 +99,43 @@ def largest(sizes: Sizes, budget: int, needs: Needs) -> Fit:
         sizes: what to choose from.
         budget: bytes.
         needs: the least bytes that a step needs.
+        expected: the same, as far as it can be told without asking.
     """
     asked: dict[int, int] = {}
-
-    def need(k: int) -> int:
-        size = sizes.size(k)
-        if size not in asked:
-            asked[size] = needs(size)
-        return asked[size]
-
-    if need(0) > budget:
-        return Fit(None, asked, True)
-    low, high = 0, sizes.count  # low fits, and high does not, or is past the end
+    low, high = -1, sizes.count  # low fits, or is before the first; high does not, or is past all
     while high - low > 1:
-        k = _next(sizes, budget, asked, low, high)
-        if need(k) <= budget:
-            low = k
-        else:
-            high = k
-    return Fit(sizes.size(low), asked, high < sizes.count)
+        k = _next(sizes, budget, asked, low, high, expected)
+        size = sizes.size(k)
+        asked[size] = needs(size)
+        low, high = (k, high) if asked[size] <= budget else (low, k)
+    return Fit(sizes.size(low) if low >= 0 else None, asked, high < sizes.count)
 
 
-def _next(sizes: Sizes, budget: int, asked: dict[int, int], low: int, high: int) -> int:
-    """Return the size to ask for between one that fits and one that does not, or the end."""
+def _next(
+    sizes: Sizes,
+    budget: int,
+    asked: dict[int, int],
+    low: int,
+    high: int,
+    expected: Needs | None,
+) -> int:
+    """Return the size to ask for between one that fits and one that does not, or the ends."""
     if len(asked) > _DRAWN:
         return (low + high) // 2
-    if len(asked) == 1:
+    if expected is None and not asked:
+        return 0
+    near = sorted(asked, key=lambda size: abs(asked[size] - budget))[:3]
+    if expected is None and len(asked) == 1:
         # A line through the origin: it errs downwards, since weights' gradients do not grow.
         ((size, needed),) = asked.items()
         fits = (size * budget // max(needed, 1) - sizes.first) // sizes.step - low
     else:
-        near = sorted(asked, key=lambda size: abs(asked[size] - budget))[:3]
+        # What is expected is off by about what it was off at the nearest size.
+        off = asked[near[0]] - expected(near[0]) if expected and near else 0
 
         def drawn(k: int) -> int:
+            if expected:
+                return expected(sizes.size(k)) + off
             return math.ceil(_curve({size: asked[size] for size in near}, sizes.size(k)))
 
         fits = bisect_right(range(low + 1, high), budget, key=drawn)

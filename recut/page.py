@@ -136,11 +136,11 @@ def _tiles(graph: PlannedGraph, fastest: float) -> list[tuple[str, str, str]]:
 def _peaks(graph: PlannedGraph) -> list[tuple[str, str, str]]:
     rows = [("this plan, predicted", size(graph.peak), "counted over the schedule")]
     if graph.scheduled_peak is not None:
-        off = graph.scheduled_peak - graph.peak
-        said = (
-            f"{size(abs(off))} {'more' if off > 0 else 'less'} than predicted" if off else "equal"
-        )
+        said = _beside(graph.scheduled_peak, graph.peak)
         rows.append(("Inductor's kernels", size(graph.scheduled_peak), said))
+    if graph.measured_peak is not None:
+        said = _beside(graph.measured_peak, graph.peak)
+        rows.append(("a step, measured", size(graph.measured_peak), f"{said}, by recut doctor"))
     if graph.plan.observed:
         extra = sum(size_ for _, size_ in graph.plan.observed)
         said = f"at {len(graph.plan.observed)} ops, and is part of the prediction"
@@ -150,7 +150,18 @@ def _peaks(graph: PlannedGraph) -> list[tuple[str, str, str]]:
         rows.append(("fastest plan", size(graph.fastest.peak), "what a budget of 100% stands for"))
     if graph.floor is not None:
         rows.append(("floor", size(graph.floor), "the lowest budget a plan was found for"))
+    if graph.measured_seconds is not None:
+        rows.append(("time of a step, predicted", duration(graph.time), "by the machine's prices"))
+        ratio = graph.measured_seconds / (graph.time or 1e-30)
+        said = f"{ratio:.2f} times the predicted one, by recut doctor"
+        rows.append(("time of a step, measured", duration(graph.measured_seconds), said))
     return rows
+
+
+def _beside(found: int, predicted: int) -> str:
+    """Say how far a peak is from the predicted one."""
+    off = found - predicted
+    return f"{size(abs(off))} {'more' if off > 0 else 'less'} than predicted" if off else "equal"
 
 
 def _memory_summary(graph: PlannedGraph) -> str:

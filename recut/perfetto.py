@@ -56,12 +56,10 @@ def _slice(graph: PlannedGraph, t: int, i: int, clock: float, seconds: float) ->
     op, decision = graph.problem.ops[i], graph.decisions[i]
     args = {
         "moment": t,
-        "live bytes": graph.timeline.live[t],
         "calls": op.target,
         "line": op.source,
         "module": op.module,
-        "decision": decision.choice.value,
-        "reason": decision.reason,
+        "reason": "" if decision.is_plain else decision.reason,
     }
     return {
         "ph": "X",

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -93,7 +95,7 @@ class Partitioned:
         clamped: the budget lies under the floor, and the floor plan was taken.
         trial: it is a floor plan that is over the budget by its count, and whose kernels decide.
         plan: the plan.
-        dump: writes the dump of what a report tells.
+        dump: writes the dump of what a report tells, and returns its folder.
     """
 
     forward: fx.GraphModule
@@ -104,7 +106,7 @@ class Partitioned:
     clamped: bool = False
     trial: str = ""
     plan: Plan | None = None
-    dump: Callable[[GraphReport], object] | None = None
+    dump: Callable[[GraphReport], Path | None] | None = None
 
     def announce(self, scheduled_peak: int | None = None, attempts: int = 1) -> GraphReport | None:
         """Warn, report and dump what there is to say about an accepted partition.
@@ -131,11 +133,11 @@ class Partitioned:
                 f"{floor} bytes",
                 stacklevel=2,
             )
+        if self.dump is not None:
+            report = replace(report, folder=self.dump(report))
         record(report)
         if self.plan is not None:
             tell(report, self.plan)
-        if self.dump is not None:
-            self.dump(report)
         return report
 
 
@@ -206,7 +208,10 @@ def _partition_under(
                 static_lifetime_input_indices=list(static_lifetime_input_indices or ()),
             )
         )
-    machine = pick(machines, device_of(joint.graph))
+    device = device_of(joint.graph)
+    machine = pick(machines, device)
+    if machine.device != device:
+        _warn_of_foreign(machine.label, machine.device, device)
     measuring = time.perf_counter()
     measured = measured_costs(joint, compiler) if settings.costs == "measure" else {}
     start += time.perf_counter() - measuring  # it is no planning
@@ -258,6 +263,17 @@ def _partition_under(
         choice.trial,
         plan,
         dump,
+    )
+
+
+@cache
+def _warn_of_foreign(label: str, described: str, device: str) -> None:
+    """Say once that a plan keeps to the memory of one device by the prices of another one."""
+    warnings.warn(
+        f"recut: the machine setting describes a {described} device ({label}), and this graph runs "
+        f"on {device}: its plan keeps to the budget here, but weighs costs as they are there. "
+        "Leave the setting out to plan for this device; recut.plan plans for the other one.",
+        stacklevel=2,
     )
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recut.errors import SettingError
-from recut.files import read_json, read_plan, read_problem
+from recut.files import figures, read_json, read_plan, read_problem
 from recut.partitioners.decisions import Decision, Use, decisions, memory
 from recut.partitioners.errors import PlanningError
 from recut.partitioners.evaluator import Timeline, evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
 from recut.partitioners.problem import Problem
+from recut.partitioners.schedule import Schedule
 from recut.partitioners.timing import step_seconds
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class PlannedGraph:
         floor: lowest budget that a plan was found for, bytes; None where it was not looked for.
         planning_seconds: how long planning took, seconds.
         scheduled_peak: the most bytes that Inductor's kernels hold; None where no code was made.
+        measured_peak: the most bytes that a step allocated, and
+        measured_seconds: the median time of a step, where ``recut doctor`` has run it; else None.
     """
 
     problem: Problem
@@ -52,6 +55,8 @@ class PlannedGraph:
     floor: int | None = None
     planning_seconds: float = 0.0
     scheduled_peak: int | None = None
+    measured_peak: int | None = None
+    measured_seconds: float | None = None
 
     @property
     def fastest(self) -> Plan:
@@ -70,7 +75,15 @@ class PlannedGraph:
 
     def seconds(self, plan: Plan) -> float:
         """Return the expected time of a step of a plan for this graph, seconds."""
-        return step_seconds(self.problem, plan.schedule, self.machine)
+        if plan.schedule not in self._seconds:
+            found = step_seconds(self.problem, plan.schedule, self.machine)
+            self._seconds[plan.schedule] = found
+        return self._seconds[plan.schedule]
+
+    @cached_property
+    def _seconds(self) -> dict[Schedule, float]:
+        """What is known of :meth:`seconds`: a report asks for the same plans again and again."""
+        return {}
 
     @cached_property
     def timeline(self) -> Timeline:
@@ -125,11 +138,13 @@ class PlannedGraph:
             "floor": self.floor,
             "planning_seconds": self.planning_seconds,
             "scheduled_peak": self.scheduled_peak,
+            "measured_peak": self.measured_peak,
+            "measured_seconds": self.measured_seconds,
             "machine": self.machine.to_json(),
             "summary": self._summary(),
         }
         return {
-            PROBLEM: json.dumps(self.problem.to_json()) + "\n",
+            PROBLEM: json.dumps(self.problem.to_json(), separators=(",", ":")) + "\n",
             PLAN: self.plan.dumps(),
             FRONTIER: json.dumps([plan.to_json() for plan in self.frontier]) + "\n",
             GRAPH: json.dumps(about, indent=1) + "\n",
@@ -151,7 +166,7 @@ def load(folder: Path) -> PlannedGraph:
         if not isinstance(about, Mapping) or about.get("version") != VERSION:
             raise ValueError(f"{GRAPH} is not of version {VERSION}")
         machine = Machine.from_json(about.get("machine"))
-        figures = {name: _figure(about, name, *kinds) for name, kinds in _FIGURES.items()}
+        known = figures(about, _FIGURES)
         plan = read_plan(folder / PLAN)
         for one in (plan, *frontier):
             one.check(problem)
@@ -160,7 +175,7 @@ def load(folder: Path) -> PlannedGraph:
         raise SettingError(
             "folder", str(folder), f"no dumped graph ({error})", "give a folder that recut dumped"
         ) from error
-    return PlannedGraph(problem, plan, frontier, machine, **figures)
+    return PlannedGraph(problem, plan, frontier, machine, **known)
 
 
 _FIGURES: Mapping[str, tuple[type, ...]] = {
@@ -169,13 +184,9 @@ _FIGURES: Mapping[str, tuple[type, ...]] = {
     "floor": (int, type(None)),
     "planning_seconds": (int, float),
     "scheduled_peak": (int, type(None)),
+    "measured_peak": (int, type(None)),
+    "measured_seconds": (int, float, type(None)),
 }
-
-
-def _figure(about: Mapping[str, Any], name: str, *kinds: type) -> Any:
-    if name not in about or type(about[name]) not in kinds:
-        raise ValueError(f"{GRAPH}: {name} is {about.get(name)!r}")
-    return about[name]
 
 
 __all__ = ["FRONTIER", "GRAPH", "PLAN", "PROBLEM", "PlannedGraph", "load"]

@@ -31,7 +31,7 @@ from recut.passes.prices import Prices
 from recut.pipeline import collector_paused
 from recut.planned import PlannedGraph
 from recut.settings import Settings
-from recut.trace import Call, joint_graph
+from recut.trace import Call, Dynamic, joint_graph
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,16 @@ class Traced:
         return Planner(self.problem, self.machine, seconds)
 
 
-def trace(call: Call, settings: Settings) -> Traced:
+def trace(call: Call, settings: Settings, dynamic: Dynamic | None = None) -> Traced:
     """Return the joint graph of a call as planners see it. Nothing is run, and no code generated.
 
     With a machine description in the settings, prices and memory are those of its kind of device,
     whatever the tensors are on.
+
+    Args:
+        call: the model and its inputs.
+        settings: the machine, and how costs are known.
+        dynamic: the dimensions of inputs whose sizes are to be symbols of the problem.
 
     Raises:
         TraceError: the call has no training graph, or more than one.
@@ -81,7 +86,7 @@ def trace(call: Call, settings: Settings) -> Traced:
         found.append(Traced(captured.problem, machine, call.name, free))
 
     with collector_paused():
-        joint_graph(call, take)
+        joint_graph(call, take, dynamic)
     if not found:
         raise TraceError(
             call.name, "its graph has no backward", "let parameters or inputs require gradients"

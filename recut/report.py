@@ -7,9 +7,10 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recut.settings import Budget
+from recut.budget import Budget
 
 if TYPE_CHECKING:
     from recut.partitioners.problem import Size
@@ -44,6 +45,7 @@ class GraphReport:
         machine: the description of the machine that set the prices, and where it is from.
         sizes: the symbolic sizes of the graph, and what they stood for while planning.
         formula: the peak at any sizes; None where the graph has no symbolic ones.
+        folder: where the graph was dumped; None where it was not.
     """
 
     budget: int
@@ -64,6 +66,7 @@ class GraphReport:
     machine: str = ""
     sizes: tuple[Size, ...] = ()
     formula: PeakFormula | None = None
+    folder: Path | None = None
 
     def line(self) -> str:
         """Return the log line."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from torch import fx, nn
 
 from recut.errors import TraceError
 from recut.passes import _torch
+
+# Dimensions by position among the leaves of a call's inputs.
+Dynamic = Mapping[int, Sequence[int]]
 
 # What takes a joint graph and how many of its outputs the forward returns.
 Taker = Callable[[fx.GraphModule, int], None]
@@ -40,9 +44,14 @@ class Call:
         model = getattr(self.model, "_orig_mod", self.model)  # what torch.compile has wrapped
         return type(model).__name__ if isinstance(model, nn.Module) else _name_of(model)
 
+    def inputs(self) -> list[Any]:
+        """Return the leaves of what the model is called with."""
+        leaves: list[Any] = _torch.pytree.tree_leaves((self.args, self.kwargs))
+        return leaves
+
     def tensors(self) -> list[torch.Tensor]:
         """Return the tensors of the model and of its inputs."""
-        found = [x for x in _torch.pytree.tree_leaves((self.args, self.kwargs)) if _is_tensor(x)]
+        found = [x for x in self.inputs() if _is_tensor(x)]
         if isinstance(self.model, nn.Module):
             found += [*self.model.parameters(), *self.model.buffers()]
         return found
@@ -76,7 +85,7 @@ class _Take(_torch.CustomPartitionerFn):  # type: ignore[misc, name-defined, unu
         return "recut takes the joint graph"
 
 
-def joint_graph(call: Call, taker: Taker) -> None:
+def joint_graph(call: Call, taker: Taker, dynamic: Dynamic | None = None) -> None:
     """Trace a model and hand its joint graph to ``taker``, who may read it but not keep it.
 
     Left as they were: the model, its gradients, the random state, what Dynamo has compiled, and the
@@ -85,6 +94,7 @@ def joint_graph(call: Call, taker: Taker) -> None:
     Args:
         call: the model and its inputs.
         taker: called once with the joint graph.
+        dynamic: the dimensions of inputs whose sizes are to be symbols.
 
     Raises:
         TraceError: the model has no training graph, or is not one graph, or fails while traced.
@@ -114,7 +124,7 @@ def joint_graph(call: Call, taker: Taker) -> None:
             raise _Over(first_useful_frame=None) from None
         raise AssertionError("Inductor's joint-graph passes end with the partitioner")
 
-    with _undisturbed():
+    with _undisturbed(), _marked(call, dynamic or {}):
         compiled = torch.compile(call.model, backend=backend, fullgraph=True)
         try:
             compiled(*call.args, **call.kwargs)
@@ -132,9 +142,24 @@ def joint_graph(call: Call, taker: Taker) -> None:
         )
 
 
+# What is put aside while tracing is the process's, and torch traces one graph at a time anyway.
+# A factory or a model may plan inside of its own tracing, in the same thread.
+_alone = threading.RLock()
+
+
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Trace as if nothing had been traced before, and leave nothing behind."""
+    """Trace as if nothing had been traced before, and leave nothing behind; one thread at a time.
+
+    Other threads may compile meanwhile, by ``torch.compile``: that is torch's own affair, and a
+    compilation that runs now finds its caches off, and what it learns of sizes is forgotten.
+    """
+    with _alone, _put_aside():
+        yield
+
+
+@contextmanager
+def _put_aside() -> Iterator[None]:
     known = _torch.get_code_state()
     before = dict(known)
     known.clear()
@@ -153,6 +178,21 @@ def _undisturbed() -> Iterator[None]:
     finally:
         known.clear()
         known.update(before)
+
+
+@contextmanager
+def _marked(call: Call, dynamic: Dynamic) -> Iterator[None]:
+    """Mark dimensions as dynamic for Dynamo, which keeps that in the tensors' own attributes."""
+    leaves = call.inputs()
+    before = {leaf: dict(leaves[leaf].__dict__) for leaf in dynamic}
+    try:
+        for leaf, dims in dynamic.items():
+            _torch.mark_dynamic(leaves[leaf], list(dims))
+        yield
+    finally:
+        for leaf, attributes in before.items():
+            leaves[leaf].__dict__.clear()
+            leaves[leaf].__dict__.update(attributes)
 
 
 def _told(name: str, error: Exception) -> TraceError:

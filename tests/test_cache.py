@@ -14,9 +14,10 @@ import pytest
 
 import recut.backend
 from recut.backend import Partitioner
+from recut.budget import Budget
 from recut.choosing import Experience
 from recut.partitioners.machine import MACHINES
-from recut.settings import Budget, Settings
+from recut.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 

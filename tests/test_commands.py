@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from recut import cli
-from recut.commands import diff, plan
+from recut.commands import diff, fit, plan
 from recut.partitioners.plan import VERSION
 from recut.planned import load
 
@@ -175,7 +175,7 @@ def test_an_infeasible_budget_is_a_finding(factory, capsys, tmp_path):
         ("{}:leaves", ["it failed (SystemExit: good bye"]),
         ("{}:alone", ["it returned a Net"]),
         ("{}:bare", ["a bare tensor", "(model, (tensor,))"]),
-        ("{}:number", ["its inputs are a int"]),
+        ("{}:number", ["its inputs are an int"]),
         ("{}:too_wide", ["tracing it failed at {}.py:", "RuntimeError('a and b"]),
         ("{}:frozen", ["no training graph"]),
         pytest.param(
@@ -231,7 +231,62 @@ def test_sweep(factory, capsys):
     assert "at least 2 points" in err
 
 
-def test_fit(factory, capsys):
+def test_a_folder_that_cannot_be_made_is_refused_before_planning(
+    factory, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plan, "traced", lambda *_: pytest.fail("it is planned"))
+    (tmp_path / "file").write_text("")
+    status, _, err = run(capsys, "plan", f"{factory}:make", "--dump", tmp_path / "file" / "new")
+    assert status == 2
+    assert f"{tmp_path / 'file'} is no folder" in err
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    status, _, err = run(capsys, "plan", f"{factory}:make", "--dump", tmp_path / "some" / "new")
+    assert status == 2
+    assert f"{tmp_path} may not be written to" in err
+
+
+def test_an_interrupt_ends_a_sweep_quietly(factory, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recut.partitioners.planner.Planner.sweep", interrupted)
+    status, out, err = run(capsys, "sweep", f"{factory}:make")
+    assert (status, out) == (130, "")
+    assert err.endswith("recut: stopped\n")
+
+
+def test_fit_traces_once_for_all_sizes(factory, capsys):
+    arguments = ("fit", f"{factory}:make", "--machine", "h200", "--size", "batch=64..65536:64")
+    status, out, err = run(capsys, *arguments, "--budget", "2MiB", "--json")
+    found = json.loads(out)
+    size, needs = found["size"], found["needs"]
+    assert status == 0
+    assert sorted(map(int, needs)) == [size, size + 64]
+    assert needs[str(size)] <= 2**21 < needs[str(size + 64)]
+    assert f"batch={size} fits" in err
+    assert f"batch={size + 64} is too large" in err
+    assert "by the graph of symbolic sizes" in err
+    # The size that is too large by symbols is too large by its own graph.
+    status, _, err = run(
+        capsys, "plan", f"{factory}:make", "--machine", "h200", "--budget", "2MiB",
+        "--set", f"batch={size + 64}",
+    )  # fmt: skip
+    assert status == 1
+    told = f"lowest feasible budget of this graph is {needs[str(size + 64)] / 2**20:.2f} MiB"
+    assert told in err
+
+
+def test_fit_of_one_by_one_where_weights_grow_with_the_size(factory, capsys):
+    arguments = ("fit", f"{factory}:make", "--machine", "h200", "--size", "width=16..128:16")
+    status, out, err = run(capsys, *arguments, "--budget", "4MiB", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert "each width is traced by itself: its parameters or buffers differ" in err
+    assert found["needs"][str(found["size"])] <= 2**22 < found["needs"][str(found["size"] + 16)]
+
+
+def test_fit(factory, capsys, monkeypatch):
+    monkeypatch.setattr(fit, "symbolic", lambda *_, **__: "it is not asked")
     arguments = ("fit", f"{factory}:make", "--machine", "h200", "--size", "batch=64..65536:64")
     status, out, err = run(capsys, *arguments, "--budget", "2MiB", "--json")
     found = json.loads(out)

@@ -17,8 +17,10 @@ import recut
 from benchmarks import measure
 from recut import cli, doctor
 from recut.backend import watching
+from recut.budget import parse_budget
+from recut.dump import add_measured
+from recut.planned import load
 from recut.probe import Enough, Figures, Probe
-from recut.settings import parse_budget
 
 SCRIPT = """
 import sys
@@ -77,6 +79,23 @@ def examine(capfd, *arguments):
     status = cli.main(["doctor", "--json", *arguments])
     out, err = capfd.readouterr()
     return status, json.loads(out), err
+
+
+def test_the_dump_gets_what_was_measured(script, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("RECUT_DUMP", str(tmp_path / "out"))
+    status, answer, _ = examine(capfd, "--steps", "2", script("train(1.0, 10_000)"))
+    assert status == 0
+    (found,), (report,) = answer["graphs"], recut.reports()
+    assert report.folder.parent == tmp_path / "out"
+    graph = load(report.folder)
+    assert graph.measured_peak == found["measured_peak"] > 0
+    assert graph.measured_seconds == found["measured_seconds"] > 0
+    page = (report.folder / "report.html").read_text()
+    assert "Predicted against measured" in page
+    assert all(f'href="{p.name}"' in page for p in report.folder.iterdir() if p.suffix != ".html")
+    (report.folder / "plan.json").unlink()
+    with pytest.warns(UserWarning, match="what was measured cannot be written"):
+        add_measured(report.folder, 1, None)
 
 
 @pytest.mark.parametrize("budget", [1.0, 0.01])

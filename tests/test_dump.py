@@ -96,8 +96,13 @@ def test_texts_show_each_node_with_decision_line_and_module(gpt):
     text = {name: (folder / name).read_text() for name in TEXTS}
     for op, decision in zip(graph.problem.ops, graph.decisions, strict=True):
         (line,) = (x for x in text["joint.txt"].splitlines() if f" {op.name} = {op.target}(" in x)
-        for known in (decision.choice, op.source, op.module, decision.reason):
+        for known in (decision.choice, op.source, op.module):
             assert known in line
+        # A reason that the choice implies stands at the head only.
+        assert (decision.reason in line) != decision.is_plain
+        assert (
+            not decision.is_plain or f"# {decision.choice}: {decision.reason}" in text["joint.txt"]
+        )
     runs = {n: len(re.findall(r" recomputed +\w+ = (?!getitem)", t)) for n, t in text.items()}
     again = sum(graph.plan.schedule.recomputed(graph.problem).values())
     assert runs["planned.txt"] == runs["forward.txt"] + runs["backward.txt"]

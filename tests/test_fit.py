@@ -38,6 +38,26 @@ def test_a_line_or_a_curve_is_found_in_few_steps(curve):
     assert len(found.asked) <= (5 if curve == 0 else 9)
 
 
+@given(
+    st.integers(1, 50), st.integers(1, 400), st.integers(0, 1000), st.integers(0, 50),
+    st.integers(-(10**5), 10**5), st.integers(0, 2 * 10**6),
+)  # fmt: skip
+def test_what_is_expected_may_be_wrong(first, span, slope, curve, off, budget):
+    sizes = Sizes("batch", first, first + span)
+
+    def needs(size):
+        return 1000 + slope * size + curve * size * size
+
+    found = largest(sizes, budget, needs, lambda size: off + (slope + 3) * size)
+    every = [s for s in range(first, first + span + 1) if needs(s) <= budget]
+    assert found.size == (max(every) if every else None)
+    assert found.bounded == (len(every) < sizes.count)
+    right = largest(sizes, budget, needs, lambda size: needs(size) + off)
+    assert (right.size, right.bounded) == (found.size, found.bounded)
+    exact = largest(sizes, budget, needs, needs)
+    assert len(exact.asked) <= 2
+
+
 def test_sizes_are_read():
     assert Sizes.read("batch=1..64") == Sizes("batch", 1, 64)
     assert Sizes.read("length=512..4096:512") == Sizes("length", 512, 4096, 512)

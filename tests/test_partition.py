@@ -13,6 +13,7 @@ from steps import SEED, Graphs, assert_same, by_aot, by_dynamo, check, take_step
 from torch import fx, nn
 
 import recut
+from recut import pipeline
 
 aten = torch.ops.aten
 BUDGETS = ("1.0", "0.5", "0.01", "bytes")
@@ -39,6 +40,23 @@ def test_later_steps_are_eagers(monkeypatch, name):
 @pytest.mark.parametrize("seed", range(12))
 def test_a_random_net_is_eagers(monkeypatch, seed):
     check(monkeypatch, Net(f"random {seed}", partial(Random, seed), rows), "0.01")
+
+
+def test_prices_of_another_kind_of_device_are_told_once():
+    pipeline._warn_of_foreign.cache_clear()
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 1))
+
+    def compiled(machine, width):
+        options = {"memory_budget": "1GiB", "machine": machine}
+        step = torch.compile(model, backend=recut.ckpt_backend, options=options)
+        step(torch.randn(width, 8)).sum().backward()
+        torch._dynamo.reset()
+        recut.clear_reports()
+
+    with pytest.warns(UserWarning, match="describes a cuda device .*h200.* runs on cpu"):
+        compiled("h200", 4)
+    compiled("h200", 5)  # any further warning would be an error
+    compiled("cpu", 4)
 
 
 def test_aot_module(monkeypatch):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import resource
-from contextlib import nullcontext
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from threading import Barrier
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from torch._subclasses import FakeTensorMode
 import recut
 from benchmarks.models import Transformer
 from recut import planning
+from recut import trace as tracing
 from recut.partitioners.machine import MACHINES
 from recut.passes import measured, prices, workspace
 
@@ -245,6 +249,33 @@ def test_errors_of_the_model_are_told():
             recut.plan(nn.Linear(8, 8, bias=False), torch.empty(4, 8))
     finally:
         prices._declared.clear()
+
+
+def test_two_threads_plan_one_behind_the_other(monkeypatch):
+    aside, inside, most = tracing._put_aside, 0, 0
+
+    @contextmanager
+    def counted():
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.2)  # long enough for another thread to come in
+        with aside():
+            yield
+        inside -= 1
+
+    monkeypatch.setattr(tracing, "_put_aside", counted)
+    nets = [NETS[name].make() for name in ("shared_mlp", "views")]
+    alone = [recut.plan(model, *inputs).plan for model, inputs in nets]
+    start = Barrier(2)
+
+    def planned(net):
+        start.wait()
+        return recut.plan(net[0], *net[1]).plan
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(planned, nets)) == alone
+    assert most == 1
 
 
 def test_a_sweep_is_a_frontier():

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recut.budget import Budget, parse_budget
 from recut.errors import RecutError, SettingError
-from recut.settings import Budget, Settings, check_inductor_options, parse_budget
+from recut.settings import Settings, check_inductor_options
 
 PEAK = 1000
 

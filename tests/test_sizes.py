@@ -21,7 +21,7 @@ from recut.partitioners.machine import CPU
 from recut.partitioners.planner import Planner
 from recut.partitioners.problem import Problem, Size
 from recut.partitioners.schedule import Schedule
-from recut.partitioners.sizes import parse, peak_formula
+from recut.partitioners.sizes import parse, peak_formula, resized
 
 # No sum of products of these is another one by chance.
 HINTS = {"s0": 1009, "s1": 2003}
@@ -67,6 +67,16 @@ def test_the_formula_is_the_evaluators_peak_at_any_sizes(compiler):
     assert several > 4
 
 
+def test_a_problem_is_resized_as_its_expressions_say():
+    for seed in range(12):
+        problem = with_sizes(random_problem(seed), seed)
+        for sizes in (HINTS, {"s0": 7, "s1": 5003}):
+            found = resized(problem, sizes)
+            assert found.values == at(problem, sizes).values
+            assert {s.symbol: s.hint for s in found.sizes} == sizes
+        assert resized(problem, {}).digest == problem.digest
+
+
 def test_a_workspace_grows_with_what_its_call_touches():
     problem = with_sizes(random_problem(0), 0)
     op = next(i for i, o in enumerate(problem.ops) if any(problem.values[v].expr for v in o.inputs))
@@ -79,6 +89,9 @@ def test_a_workspace_grows_with_what_its_call_touches():
     assert peak <= formula.at({}) <= peak * (1 + 1e-6)  # rounded up, term by term
     twice = {name: 2 * hint for name, hint in HINTS.items()}
     assert formula.at(twice) > peak + 5 * 10**8
+    again = resized(problem, twice)
+    assert again.ops[op].workspace > 15 * 10**8
+    assert evaluate(again, schedule).peak == formula.at(twice)
 
 
 def test_the_largest_size_is_the_last_that_fits():

@@ -22,7 +22,7 @@ from recut.errors import RecutError, SettingError
 from recut.passes import _torch
 from recut.planning import Traced, trace
 from recut.settings import Settings
-from recut.trace import Call
+from recut.trace import Call, Dynamic
 
 _FORMS = (
     "give pkg.module:function or file.py:function; the function returns (model, inputs), with "
@@ -107,15 +107,43 @@ def traced(options: argparse.Namespace, settings: Settings, **keywords: Any) -> 
         SettingError: there is no such function, it fails, or returns something else.
         TraceError: the model has no training graph, or more than one.
     """
+    return traced_call(options, settings, made(options, **keywords))
+
+
+@contextmanager
+def _prepared(options: argparse.Namespace) -> Iterator[None]:
+    """Import and trace as a command does."""
     with ExitStack() as stack:
         stack.enter_context(importable())
         stack.enter_context(_quiet())
         if options.json:
             stack.enter_context(stdout_to_stderr())
+        yield
+
+
+def made(options: argparse.Namespace, **keywords: Any) -> Call:
+    """Return the model and the inputs that a command's options name.
+
+    Raises:
+        SettingError: there is no such function, it fails, or returns something else.
+    """
+    with _prepared(options):
         make = load(options.factory)
-        call = called(options.factory, make, {**dict(options.set), **keywords}, options.real)
+        return called(options.factory, make, {**dict(options.set), **keywords}, options.real)
+
+
+def traced_call(
+    options: argparse.Namespace, settings: Settings, call: Call, dynamic: Dynamic | None = None
+) -> Traced:
+    """Return what was made, traced.
+
+    Raises:
+        SettingError: the model does not take its inputs.
+        TraceError: the model has no training graph, or more than one.
+    """
+    with _prepared(options):
         try:
-            return trace(call, settings)
+            return trace(call, settings, dynamic)
         except RecutError:
             raise
         except Exception as error:
@@ -221,7 +249,9 @@ def called(text: str, make: Callable[..., Any], keywords: Mapping[str, Any], rea
 
 def _kind(value: object) -> str:
     kind = type(value).__name__
-    return f"a {kind} of {len(value)}" if isinstance(value, tuple | list) else f"a {kind}"
+    article = "an" if kind[0] in "aeiou" else "a"
+    more = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"{article} {kind}{more}"
 
 
 def told(error: BaseException) -> str:

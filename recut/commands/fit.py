@@ -7,12 +7,14 @@ import sys
 from typing import Any
 
 from recut.commands.console import FOUND, WELL, add_json, answer, refuse, working
-from recut.commands.factory import add_factory, traced
+from recut.commands.factory import add_factory, made, traced, traced_call
 from recut.errors import SettingError
 from recut.fit import Fit, Sizes, largest
 from recut.partitioners.units import size as bytes_text
 from recut.planned import PlannedGraph
 from recut.planning import Traced, planned, read_settings
+from recut.settings import Settings
+from recut.symbolic import Symbolic, symbolic
 
 
 def add(commands: Any) -> None:
@@ -21,8 +23,9 @@ def add(commands: Any) -> None:
         "fit",
         help="find the largest batch or length that trains under a budget, without running it",
         description="Find the largest size that still has a plan under a budget. The function is "
-        "called with the size as a keyword. Each size that is tried is traced and planned, which "
-        "takes as long as `recut plan`; a handful is tried. Exit status: 1 where none fits.",
+        "called with the size as a keyword. Where the model can be traced once for all sizes, that "
+        "says where to look; each size that is tried is traced and planned, which takes as long as "
+        "`recut plan`. Without, a handful is tried. Exit status: 1 where none fits.",
         epilog="example: recut fit train.py:make --size batch=1..256 --budget 80GiB --machine h100",
     )
     add_factory(parser)
@@ -50,19 +53,28 @@ def run(options: argparse.Namespace) -> int:
         return refuse(f"--set and --size both give {sizes.name}")
 
     fitting: dict[int, Traced] = {}  # the largest so far
+    seen: dict[int, int] = {}
+    guide = _guide(options, settings, sizes, budget)
 
     def needs(size: int) -> int:
+        if guide and (need := guide.surely_over(size, budget, seen)):
+            told(size, need, " by the graph of symbolic sizes")
+            return need
         with working(f"tracing and planning {sizes.name}={size}"):
             graph = traced(options, settings, **{sizes.name: size})
             need = graph.planner(settings.solver_seconds).floor
         if need <= budget and size > max(fitting, default=0):
             fitting.clear()
             fitting[size] = graph
-        verdict = "fits" if need <= budget else "is too large"
-        print(f"{sizes.name}={size} {verdict}: {bytes_text(need)}", file=sys.stderr)
+        seen[size] = need
+        told(size, need)
         return need
 
-    found = largest(sizes, budget, needs)
+    def told(size: int, need: int, how: str = "") -> None:
+        verdict = "fits" if need <= budget else "is too large"
+        print(f"{sizes.name}={size} {verdict}: {bytes_text(need)}{how}", file=sys.stderr)
+
+    found = largest(sizes, budget, needs, guide.expected if guide else None)
     if found.size is None:
         print(
             f"recut: not even {sizes.name}={sizes.first} fits: the least memory that a plan was "
@@ -73,6 +85,28 @@ def run(options: argparse.Namespace) -> int:
     with working(f"planning {sizes.name}={found.size}"):
         graph = planned(fitting[found.size], settings)
     return _tell(options, sizes, found, graph)
+
+
+def _guide(
+    options: argparse.Namespace, settings: Settings, sizes: Sizes, budget: int
+) -> Symbolic | None:
+    """Return the model with symbolic sizes, or None, with a line that says why."""
+    with working(f"tracing for every {sizes.name} at once"):
+        try:
+            found = symbolic(
+                sizes,
+                lambda size: made(options, **{sizes.name: size}),
+                lambda call, dynamic: traced_call(options, settings, call, dynamic),
+                settings.solver_seconds,
+                small=options.real,
+            )
+            if isinstance(found, Symbolic):
+                found.look(sizes, budget)
+                return found
+        except Exception as error:  # a size by itself may well be traced, or says what is wrong
+            found = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    print(f"each {sizes.name} is traced by itself: {found}", file=sys.stderr)
+    return None
 
 
 def _tell(options: argparse.Namespace, sizes: Sizes, found: Fit, graph: PlannedGraph) -> int:
