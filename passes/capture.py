@@ -180,8 +180,8 @@ class _Builder:
     def add_value(self, node: fx.Node, producer: int) -> int:
         """Make a value for a node that owns storage."""
         found = costs.tensors(node.meta.get("val"))
-        size = sum(map(costs.nbytes, found))
-        sizes: list[Any] = [t.numel() * t.dtype.itemsize for t in found]
+        sizes: list[Any] = [self._size(t, node) for t in found]
+        size = sum(map(costs.hint, sizes))
         symbolic = any(isinstance(s, torch.SymInt) for s in sizes)
         expr = " + ".join(str(getattr(s, "node", s)) for s in sizes) if symbolic else ""
         self.value_of[node] = len(self.values)
@@ -190,6 +190,19 @@ class _Builder:
         store, load = self.prices.access_of(node, size)
         self.values.append(Value(node.name, size, producer, expr, store, load))
         return self.value_of[node]
+
+    def _size(self, tensor: torch.Tensor, node: fx.Node) -> Any:
+        """Return the bytes that a tensor's storage takes, a symbol where its sizes are.
+
+        Eager's ``aten.copy`` into a slice makes a tensor with all that lies around the slice;
+        Inductor makes its buffers without, and fake tensors know of what lies between only.
+        """
+        size = tensor.numel() * tensor.dtype.itemsize
+        if self.inductor or costs.packet(node) is not aten.copy:
+            return size
+        given = costs.tensors(node.all_input_nodes[0].meta.get("val"))
+        storages: list[Any] = [t.untyped_storage().nbytes() for t in (tensor, *given)]
+        return max([size, *storages], key=costs.hint)
 
     def _input_bytes(self, node: fx.Node) -> int:
         """Return the bytes that an input takes during the step."""

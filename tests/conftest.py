@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 # Helpers that assert: pytest explains a failure only in test modules and in what is named here.
-pytest.register_assert_rewrite("steps")
+pytest.register_assert_rewrite("steps", "benchmarks.outcomes")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,13 +1,9 @@
-"""Steps of training without Inductor: compile a net under a budget, run it, compare with eager.
-
-Graphs run op by op on a CPU in double precision, so "equal" means to a few last bits: a mask drawn
-afresh or a statistic counted twice is off by orders of magnitude more.
-"""
+"""Steps of training without Inductor: compile a net under a budget, run it, compare with eager."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,8 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.func import functional_call
 
 import recut
-
-SEED = 7
+from benchmarks.outcomes import assert_same, take_steps
 
 
 @dataclass
@@ -52,50 +47,6 @@ class Graphs:
         names = {n.name for n in self.backward.graph.find_nodes(op="placeholder")}
         outputs = self.forward.graph.output_node().args[0]
         return [n for n in outputs if isinstance(n, fx.Node) and n.name in names]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything that one or more steps leave behind."""
-
-    outputs: tuple[torch.Tensor, ...]
-    grads: Mapping[str, torch.Tensor | None]
-    buffers: Mapping[str, torch.Tensor]
-    generator: torch.Tensor = field(repr=False)
-
-
-def take_steps(call, module, inputs, steps=1) -> Outcome:
-    """Run forward and backward from one seed; each element of the outputs weighs differently."""
-    torch.manual_seed(SEED)
-    for _ in range(steps):
-        outputs = call(*inputs)
-        outputs = tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
-        losses = [
-            (y * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view(y.shape)).sum()
-            for y in outputs
-            if y.requires_grad
-        ]
-        sum(losses).backward()
-    grads = {name: p.grad for name, p in module.named_parameters()}
-    grads |= {f"input {k}": x.grad for k, x in enumerate(inputs)}
-    buffers = {name: b.clone() for name, b in module.named_buffers()}
-    return Outcome(outputs, grads, buffers, torch.get_rng_state())
-
-
-def assert_same(got: Outcome, want: Outcome) -> None:
-    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
-    assert len(got.outputs) == len(want.outputs)
-    for k, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
-        close(a, b, msg=lambda text, k=k: f"output {k}: {text}")
-    for what in ("grads", "buffers"):
-        ours, theirs = getattr(got, what), getattr(want, what)
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert (ours[name] is None) == (value is None), f"{what} of {name}"
-            if value is not None:
-                label = f"{what} of {name}"
-                close(ours[name], value, msg=lambda text, label=label: f"{label}: {text}")
-    assert torch.equal(got.generator, want.generator), "the generator stands elsewhere"
 
 
 def by_aot(module: nn.Module, graphs: Graphs | None = None):

@@ -283,8 +283,8 @@ def test_a_view_of_a_size_that_the_graph_computes():
 
 def test_what_was_written_over_is_read_behind_its_writer():
     """Two views by strides whose gradients are scattered and read by rows: one kernel would err."""
-    from fuzz import Program, make
-    from steps import assert_same, take_steps
+    from benchmarks.outcomes import assert_same, take_steps
+    from benchmarks.programs import Program, make
 
     def made() -> tuple[Program, tuple[Tensor, ...]]:
         module, inputs = make(4)

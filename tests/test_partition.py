@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from functorch.compile import aot_function, aot_module
 from nets import NETS, WIDTH, Checkpointed, Net, Random, SharedMLP, floor_expected, rows
-from steps import SEED, Graphs, assert_same, by_aot, by_dynamo, check, take_steps
+from steps import Graphs, assert_same, by_aot, by_dynamo, check, take_steps
 from torch import fx, nn
 
 import recut
+from benchmarks.outcomes import SEED
 from recut import pipeline
 
 aten = torch.ops.aten

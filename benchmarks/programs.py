@@ -1,16 +1,13 @@
 """Training programs drawn from a seed: views, in-place ops, random numbers, buffers, decisions.
 
-``python tests/fuzz.py 100 200`` runs the programs of these seeds under several budgets and compares
-with eager: outputs, gradients, buffers, written inputs and the generator's state.
+``benchmarks/fuzzing.py`` runs them under several budgets and compares with eager.
 """
 
 from __future__ import annotations
 
 import random
-import sys
-import traceback
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 ROWS, WIDTH, WORDS = 16, 8, 11
-BUDGETS = ("1.0", "0.8", "0.6", "0.4", "0.01")
 
 Step = Callable[["Program", Tensor, Tensor], Tensor]
 
@@ -27,13 +23,13 @@ class Square(torch.autograd.Function):
     """What a user writes by hand: it saves its input and a constant."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.scale = scale
         return x * x * scale
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return 2 * ctx.scale * x * grad, None
 
@@ -220,7 +216,9 @@ class Program(nn.Module):
         self.returns = draw.sample(kinds, draw.randint(0, 3))
         self.middle = draw.randint(1, length)
 
-    def forward(self, x: Tensor, unused: Tensor, text: Tensor, scratch: Tensor):
+    def forward(
+        self, x: Tensor, unused: Tensor, text: Tensor, scratch: Tensor
+    ) -> tuple[Tensor, ...]:
         self.text, self.scratch = text, scratch
         made = [x]
         for name, a, b in self.steps:
@@ -247,47 +245,3 @@ def make(seed: int) -> tuple[Program, tuple[Tensor, ...]]:
     text = torch.randint(WORDS, (ROWS,))
     scratch = torch.zeros(ROWS, WIDTH, dtype=torch.float64)
     return module, (x, unused, text, scratch)
-
-
-def compare(seed: int, steps: int = 2, compile_=None) -> None:
-    """Run a program under the budget of the environment and in eager, and compare."""
-    from steps import assert_same, by_dynamo, take_steps
-
-    module, inputs = make(seed)
-    want = take_steps(module, module, inputs, steps)
-    written = inputs[3]
-    module, inputs = make(seed)
-    torch._dynamo.reset()
-    got = take_steps((compile_ or by_dynamo)(module), module, inputs, steps)
-    assert_same(got, want)
-    torch.testing.assert_close(inputs[3], written, rtol=1e-9, atol=1e-12)
-
-
-def main(first: int, last: int) -> int:
-    """Compare the programs of some seeds; a failing one is printed."""
-    import os
-    import warnings
-
-    from steps import by_dynamo
-
-    warnings.simplefilter("ignore")
-    failed = 0
-    for seed in range(first, last):
-        draw = random.Random(seed)
-        budgets = draw.sample(BUDGETS, 2)
-        compile_ = partial(by_dynamo, dynamic=draw.random() < 0.25)
-        for budget in budgets:
-            os.environ["RECUT_MEMORY_BUDGET"] = budget
-            try:
-                compare(seed, compile_=compile_)
-            except Exception:
-                failed += 1
-                module = make(seed)[0]
-                print(f"seed {seed}, budget {budget}: {module.steps} -> {module.returns}")
-                print("".join(traceback.format_exc().splitlines(keepends=True)[-12:]), flush=True)
-    print(f"{failed} of {2 * (last - first)} failed")
-    return min(failed, 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:3])))

@@ -1,0 +1,208 @@
+"""Programs of many seeds against eager: ``python -m benchmarks.fuzzing 0 10000 [--inductor]``.
+
+Each program is traced once, planned, and run op by op at three budgets. After two steps outputs,
+gradients, buffers, written inputs and the generator's state must be eager's; no step may hold more
+than its plan counts, and no plan more than its budget. With ``--inductor`` each program is compiled
+at one of the budgets, and its kernels are held to it. A run that was cut short goes on where it
+stood when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+import recut
+from benchmarks.outcomes import Outcome, assert_same, take_steps
+from benchmarks.programs import make
+from benchmarks.resume import Clock, ForeignRecordError, Record
+from benchmarks.table import RESULTS, environment
+from benchmarks.traced import BUDGETS, Traced
+
+STEPS = 2
+BLOCK = 20  # programs to a row of the results
+STOCK = "stock Inductor fails too"
+
+
+class WrongProgramError(AssertionError):
+    """A program that recut has changed or that is over its budget; says at which budget."""
+
+
+def by_dynamo(seed: int) -> bool:
+    """Whether a program is traced by Dynamo too, which takes as long again as AOTAutograd.
+
+    Checkpoint regions are Dynamo's to find.
+    """
+    return seed % 5 == 0 or any(name == "region" for name, *_ in make(seed)[0].steps)
+
+
+def check(seed: int) -> Traced:
+    """Run the program of a seed op by op at each budget, and compare with eager.
+
+    Raises:
+        WrongProgramError: something differs, or is over the budget.
+    """
+    want, written = _eager(seed)
+    torch._dynamo.reset()
+    recut.clear_reports()
+    module, _ = make(seed)
+    traced = Traced(module, by_dynamo(seed), dynamic=random.Random(seed).random() < 0.25)
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    for budget in BUDGETS:
+        module.load_state_dict(start)
+        module.zero_grad()
+        traced.budget = budget
+        with _told(budget):
+            _, inputs = make(seed)
+            found: list[Outcome] = []
+            held = traced.measured(
+                lambda inputs=inputs, found=found: found.append(
+                    take_steps(traced, module, inputs, STEPS)
+                )
+            )
+            _assert_same(found[0], inputs, want, written)
+            report = traced.reports[budget]
+            within = f"{held} bytes held, {report.peak} planned, {report.budget} asked"
+            assert held <= report.peak <= report.budget, within
+    return traced
+
+
+def check_inductor(seed: int) -> None:
+    """Compile the program of a seed at one of the budgets in turn, and compare with eager.
+
+    Random numbers are eager's, or there would be nothing to compare.
+
+    Raises:
+        WrongProgramError: something differs, or the kernels are over the budget.
+    """
+    want, written = _eager(seed)
+    budget = (1.0, 0.7, 0.01)[seed % 3]
+
+    def compare(**options: Any) -> None:
+        module, inputs = make(seed)
+        torch._dynamo.reset()
+        recut.clear_reports()
+        compiled = torch.compile(module, fullgraph=True, dynamic=False, **options)
+        _assert_same(take_steps(compiled, module, inputs, STEPS), inputs, want, written)
+
+    with torch._inductor.config.patch(fallback_random=True):
+        try:
+            with _told(str(budget)):
+                compare(backend=recut.ckpt_backend, options={"memory_budget": budget})
+                for report in recut.reports():  # none where a cache has served the compilation
+                    within = f"{report.scheduled_peak} bytes in kernels, {report.budget} asked"
+                    assert (report.scheduled_peak or 0) <= report.budget, within
+        except WrongProgramError as error:
+            try:
+                compare()
+            except Exception:
+                raise WrongProgramError(f"{STOCK}, {error}") from error
+            raise
+
+
+def _eager(seed: int) -> tuple[Outcome, Tensor]:
+    """Return what eager leaves behind, and the input that it writes."""
+    module, inputs = make(seed)
+    return take_steps(module, module, inputs, STEPS), inputs[3]
+
+
+def _assert_same(got: Outcome, inputs: tuple[Tensor, ...], want: Outcome, written: Tensor) -> None:
+    assert_same(got, want)
+    torch.testing.assert_close(
+        inputs[3], written, rtol=1e-9, atol=1e-12, msg=lambda text: f"written input: {text}"
+    )
+
+
+@contextmanager
+def _told(budget: str) -> Iterator[None]:
+    """Say at which budget something went wrong, in one line."""
+    try:
+        yield
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = " ".join(lines[:3])[:300]
+        name = "" if type(error) is AssertionError else f"{type(error).__name__}: "
+        raise WrongProgramError(f"budget {budget}: {name}{text}") from error
+
+
+def run(
+    seeds: range, record: Record, check_: Callable[[int], object], clock: Clock, console: Console
+) -> None:
+    """Check the seeds that no row of ``record`` has, a block at a time, while there is time."""
+    done = {seed for row in record.rows for seed in range(*row["seeds"])}
+    missing = [seed for seed in seeds if seed not in done]
+    with Progress(console=console, auto_refresh=False) as progress:
+        task = progress.add_task("programs", total=len(seeds))
+        progress.advance(task, len(seeds) - len(missing))
+        while missing:
+            if not clock.allows(record.longest or 0.0):
+                console.print("out of time: the same command goes on from here")
+                return
+            first = missing[0]
+            count = next((k for k in range(1, BLOCK) if missing[k : k + 1] != [first + k]), BLOCK)
+            last = first + count
+            missing = missing[count:]
+            start = time.monotonic()
+            failed = {}
+            for seed in range(first, last):
+                try:
+                    check_(seed)
+                except Exception as error:
+                    failed[str(seed)] = str(error)
+                    console.print(f"seed {seed}: {error}", markup=False)
+                progress.update(task, advance=1, refresh=True)
+            spent = round(time.monotonic() - start, 1)
+            record.add({"seeds": [first, last], "failed": failed, "spent": spent})
+
+
+def summary(record: Record) -> str:
+    """Return how many programs were run, and what was wrong with which."""
+    count = sum(row["seeds"][1] - row["seeds"][0] for row in record.rows)
+    failed = {seed: why for row in record.rows for seed, why in row["failed"].items()}
+    spent = sum(row["spent"] for row in record.rows)
+    lines = [f"{count} programs in {spent / 60:.1f} minutes: {len(failed)} failed"]
+    return "\n".join(lines + [f"seed {seed}: {why}" for seed, why in failed.items()])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check a range of seeds; returns 1 if any of those recorded has failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzzing", description=__doc__)
+    parser.add_argument("first", type=int, help="the first seed")
+    parser.add_argument("last", type=int, help="the seed behind the last one")
+    parser.add_argument("--inductor", action="store_true", help="compile each program by Inductor")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long it may run")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args(arguments)
+    mode = "inductor" if options.inductor else "op by op"
+    name = "fuzzing_inductor.json" if options.inductor else "fuzzing.json"
+    command = "python -m benchmarks.fuzzing 0 10000" + " --inductor" * options.inductor
+    made = environment(command)
+    setting = {"mode": mode, "torch": made.pop("torch"), "block": BLOCK}
+    console = Console()
+    try:
+        record = Record(options.output / name, setting, made)
+    except ForeignRecordError as error:
+        parser.error(str(error))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # floors, and what torch deprecates of its own
+        seeds = range(options.first, options.last)
+        check_ = check_inductor if options.inductor else check
+        run(seeds, record, check_, Clock(options.minutes), console)
+    console.print(summary(record), markup=False)
+    return int(any(row["failed"] for row in record.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

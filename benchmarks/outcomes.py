@@ -1,0 +1,63 @@
+"""What steps of training leave behind, compared with what eager leaves.
+
+Graphs run op by op on a CPU in double precision, so "equal" means to a few last bits: a mask drawn
+afresh or a statistic counted twice is off by orders of magnitude more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that one or more steps leave behind."""
+
+    outputs: tuple[Tensor, ...]
+    grads: Mapping[str, Tensor | None]
+    buffers: Mapping[str, Tensor]
+    generator: Tensor = field(repr=False)
+
+
+def take_steps(
+    call: Callable[..., Any], module: nn.Module, inputs: Sequence[Tensor], steps: int = 1
+) -> Outcome:
+    """Run forward and backward from one seed; each element of the outputs weighs differently."""
+    torch.manual_seed(SEED)
+    for _ in range(steps):
+        outputs = call(*inputs)
+        outputs = tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
+        losses = [
+            (y * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view(y.shape)).sum()
+            for y in outputs
+            if y.requires_grad
+        ]
+        sum(losses).backward()
+    grads = {name: p.grad for name, p in module.named_parameters()}
+    grads |= {f"input {k}": x.grad for k, x in enumerate(inputs)}
+    buffers = {name: b.clone() for name, b in module.named_buffers()}
+    return Outcome(outputs, grads, buffers, torch.get_rng_state())
+
+
+def assert_same(got: Outcome, want: Outcome) -> None:
+    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
+    assert len(got.outputs) == len(want.outputs)
+    for k, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
+        close(a, b, msg=lambda text, k=k: f"output {k}: {text}")
+    for what in ("grads", "buffers"):
+        ours, theirs = getattr(got, what), getattr(want, what)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert (ours[name] is None) == (value is None), f"{what} of {name}"
+            if value is not None:
+                label = f"{what} of {name}"
+                close(ours[name], value, msg=lambda text, label=label: f"{label}: {text}")
+    assert torch.equal(got.generator, want.generator), "the generator stands elsewhere"
