@@ -25,12 +25,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import Bounds
 from scipy.sparse import coo_array
 
 from recut.partitioners.needs import Need
 from recut.partitioners.problem import Phase, Problem, Rule
-from recut.partitioners.solver import minimise
+from recut.partitioners.solver import LinearProgram
+from recut.partitioners.tables import Floats
 
 
 def seconds_bound(problem: Problem, budget: int, need: Need | None = None) -> float:
@@ -99,19 +99,17 @@ def seconds_bound(problem: Problem, budget: int, need: Need | None = None) -> fl
     row = len(least)
     rows.extend((row, k, -x / scale) for k, x in enumerate(size.tolist()) if x)
     least.append(-room / scale)
-    return _least(cost, rows, np.array(least), Bounds(low, high))
+    return _least(cost, rows, np.array(least), low, high)
 
 
 def _least(
-    cost: np.ndarray[tuple[int], np.dtype[np.float64]],
-    rows: list[tuple[int, int, float]],
-    least: np.ndarray[tuple[int], np.dtype[np.float64]],
-    bounds: Bounds,
+    cost: Floats, rows: list[tuple[int, int, float]], least: Floats, low: Floats, high: Floats
 ) -> float:
     """Return the least cost, 0 where nothing costs anything, infinity where nothing fits."""
     total = float(cost.sum())
     at, column, share = (np.array(x) for x in zip(*rows, strict=True)) if rows else ([], [], [])
     matrix = coo_array((share, (at, column)), shape=(len(least), len(cost))).tocsr()
+    scaled = cost * (1e3 / total) if total else cost
     # Without an answer nothing is known.
-    answer = minimise(cost * (1e3 / total) if total else cost, matrix, least, np.inf, bounds)
+    answer = LinearProgram(scaled, matrix, low, high, presolve=True).solve(least, np.inf)
     return max(0.0, answer.bound) * (total / 1e3 if math.isfinite(answer.bound) else 1.0)

@@ -29,14 +29,13 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import Bounds
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
 from recut.partitioners.evaluator import Liveness, measure
 from recut.partitioners.frontier import Candidate
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule, forward_order
-from recut.partitioners.solver import minimise
+from recut.partitioners.solver import Answer, LinearProgram
 from recut.partitioners.tables import Flags, Floats, Ints
 
 _MOMENTS = 64
@@ -118,15 +117,24 @@ class Program:
         cost = self.columns.seconds
         return cost * (1e3 / max(float(cost.sum()), 1e-30)) + 1e-9
 
-    def solve(self, budget: float) -> Solution | None:
-        """Return the cheapest solution for ``budget`` bytes, or None where nothing fits."""
+    @cached_property
+    def _linear(self) -> LinearProgram:
+        return LinearProgram(self._cost, self._rows[0])
+
+    def solve(self, budget: float, go_on: bool = False) -> Solution | None:
+        """Return the cheapest solution for ``budget`` bytes, or None where nothing fits.
+
+        Args:
+            budget: bytes.
+            go_on: start from the last solution that was found without, which is near this one.
+        """
         if not self.columns.groups:
             return None
-        matrix, most, fixed = self._rows
+        _, most, fixed = self._rows
         room = budget / max(self.peak, 1) - fixed
         if room.min(initial=0.0) < 0:
             return None
-        x = self._minimise(self._cost, matrix, np.concatenate([most, room]))
+        x = self._answered(self._linear.solve(-np.inf, np.concatenate([most, room]), go_on))
         if x is None:
             return None
         return self._solution(x, float(self.columns.seconds @ x) + self._fixed_seconds)
@@ -138,17 +146,14 @@ class Program:
             return None
         matrix, most, fixed = self._rows
         above = csr_array(np.repeat([[0.0], [-1.0]], [len(most), len(fixed)], axis=0))
-        x = self._minimise(
-            np.append(self._cost * 1e-5, 1e4),
-            hstack([matrix, above], format="csr"),
-            np.concatenate([most, -fixed]),
+        linear = LinearProgram(
+            np.append(self._cost * 1e-5, 1e4), hstack([matrix, above], format="csr")
         )
+        x = self._answered(linear.solve(-np.inf, np.concatenate([most, -fixed])))
         return None if x is None else self._solution(x[:-1], float(x[-1]) * self.peak)
 
-    def _minimise(self, cost: Floats, matrix: csr_array, most: Floats) -> Floats | None:
-        """Return the x in [0, 1] with matrix @ x <= most that costs least, or None."""
-        # Presolve finds nothing in these programs, and takes as long as the simplex method.
-        answer = minimise(cost, matrix, -np.inf, most, Bounds(0.0, 1.0), presolve=False)
+    def _answered(self, answer: Answer) -> Floats | None:
+        """Return a solution, and note what went wrong with the solver."""
         self.failed = self.failed or answer.failed
         return answer.x
 

@@ -24,7 +24,7 @@ _ROUNDS = 4
 # How often it is solved again for a larger one.
 _RAISES = 1
 # How many mixtures of two levels are tried.
-_TRIES = 12
+_TRIES = 6
 # A schedule that leaves more than this share of the budget leaves too much.
 _ROOM = 0.01
 
@@ -111,7 +111,7 @@ def fill(
                 return attempts.best
             raises += 1
             target = min(target + room, (target + most) / 2)
-        solution = program.solve(target)
+        solution = program.solve(target, go_on=True)
     if attempts.best is not None and nearest is not None and not raises:
         _mix(attempts, np.zeros_like(nearest), nearest)
     return attempts.best

@@ -18,6 +18,7 @@ from torch import fx
 
 from recut.choosing import Experience
 from recut.errors import RecutError, SettingError
+from recut.larger import noticed
 from recut.machines import in_force
 from recut.partitioners.errors import PlanningError
 from recut.passes import _torch
@@ -158,16 +159,21 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         self.code.clear()
         return True
 
-    def announce(self, attempts: int) -> None:
-        """Report the accepted partitions."""
+    def announce(self, attempts: int) -> list[GraphReport]:
+        """Report the accepted partitions, and return what was reported."""
+        reports = []
         for digest, result in self.current.items():
             report = result.announce(self.seen.get(digest), attempts)
             parts = [
                 self.code[key] for key in ((digest, False), (digest, True)) if key in self.code
             ]
-            if _watcher is not None and report is not None and len(parts) == 2:
+            if report is None:
+                continue
+            reports.append(report)
+            if _watcher is not None and len(parts) == 2:
                 _watcher(report, *parts)
         self.code.clear()
+        return reports
 
     def uuid(self) -> object:
         """Return what the compile caches key a plan on: sources, settings and machine.
@@ -260,6 +266,7 @@ def _compile(
             if attempt == _ATTEMPTS or not partitioner.learn(attempt + 1 == _ATTEMPTS):
                 raise
         else:
-            partitioner.announce(attempt)
+            for report in partitioner.announce(attempt):
+                compiled = noticed(compiled, gm.graph, report)
             return compiled  # type: ignore[no-any-return]
     raise AssertionError("the last attempt returns or raises")

@@ -12,7 +12,7 @@ OLDEST, NEWEST = (2, 11), (2, 15)
 EVERYWHERE = {
     "torch._C": ("_current_graph_task_id",),
     "torch._C._autograd": ("_profiler_enabled",),
-    "torch._dynamo": ("config",),
+    "torch._dynamo": ("config", "mark_dynamic"),
     "torch._dynamo.config": ("accumulated_recompile_limit", "disable", "patch", "recompile_limit"),
     "torch._dynamo.exc": ("ShortenTraceback", "TorchDynamoException", "Unsupported"),
     "torch._dynamo.pgo": ("get_code_state",),
@@ -52,6 +52,7 @@ EVERYWHERE = {
         "custom_partitioner_fn",
         "fx_graph_cache",
         "patch",
+        "post_grad_fusion_options",
         "reorder_for_peak_memory",
     ),
     "torch._inductor.custom_graph_pass": ("CustomPartitionerFn",),

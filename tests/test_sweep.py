@@ -39,9 +39,9 @@ def test_a_sweep_solves_less_than_its_points(monkeypatch):
     solved = []
     solve = Program.solve
 
-    def counted(self, budget):
+    def counted(self, budget, go_on=False):
         solved.append(budget)
-        return solve(self, budget)
+        return solve(self, budget, go_on)
 
     monkeypatch.setattr(Program, "solve", counted)
     problem = layers(12)
