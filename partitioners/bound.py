@@ -111,5 +111,5 @@ def _least(
     matrix = coo_array((share, (at, column)), shape=(len(least), len(cost))).tocsr()
     scaled = cost * (1e3 / total) if total else cost
     # Without an answer nothing is known.
-    answer = LinearProgram(scaled, matrix, low, high, presolve=True).solve(least, np.inf)
+    answer = LinearProgram(scaled, matrix, low, high).solve(least, np.inf)
     return max(0.0, answer.bound) * (total / 1e3 if math.isfinite(answer.bound) else 1.0)

@@ -194,19 +194,24 @@ def _sources(
     weight: dict[int, int] = {}
     hot: set[int] = set()
     for k, low, high, is_heavy, shared in candidates:
-        behind: Collection[int] = read[low:high]
-        inner = [r for r in behind if r in sources]
         total, hard = 1, is_heavy
-        if inner:
-            for r in inner:
+        behind: Collection[int] = read[low:high]
+        for r in read[low:high]:
+            if r in sources:
                 total += weight[r]
                 hard = hard or r in hot
-            # One read only: what is behind it is behind this one.
-            behind = (
-                sources[inner[0]]
-                if len(behind) == 1
-                else set(behind).difference(inner).union(*[sources[r] for r in inner])
-            )
+        if total > 1:
+            if high - low == 1:
+                behind = sources[read[low]]  # one read only: what is behind it is behind this one
+            else:
+                found: set[int] = set()
+                for r in read[low:high]:
+                    inner = sources.get(r)
+                    if inner is None:
+                        found.add(r)
+                    else:
+                        found.update(inner)
+                behind = found
         if len(behind) > MAX_ALL_SOURCES:
             continue
         if shared and (hard or len(behind) > MAX_SOURCES or total > MAX_WEIGHT):

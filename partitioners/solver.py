@@ -43,8 +43,6 @@ class LinearProgram:
         matrix: a row for each constraint.
         low: what each column is at least.
         high: what each column is at most.
-        presolve: whether the solver first looks for what it can leave out; then it cannot go on
-            from an answer.
     """
 
     def __init__(
@@ -53,15 +51,14 @@ class LinearProgram:
         matrix: csr_array,
         low: Floats | float = 0.0,
         high: Floats | float = 1.0,
-        presolve: bool = False,
     ) -> None:
         self.rows, self.columns = matrix.shape
         self._cost = cost
         self._matrix = matrix
         self._limits = low, high
-        self._presolve = presolve
         self._highs: Any = None
         self._basis: Any = None
+        self._asked_for = np.zeros((2, self.rows))
 
     def solve(self, least: Floats | float, most: Floats | float, go_on: bool = False) -> Answer:
         """Solve the program for some limits of its rows.
@@ -82,6 +79,7 @@ class LinearProgram:
             x = np.array(highs.getSolution().col_value, dtype=np.float64)
             bound = float(highs.getInfo().objective_function_value)
         except Exception as error:  # whatever it is, a plan without it is as right
+            self._highs = self._basis = None
             return Answer(None, 0.0, f"{type(error).__name__}: {error}")
         if x.shape != (self.columns,) or not np.isfinite(x).all() or not np.isfinite(bound):
             return Answer(None, 0.0, "the solution is none of numbers")
@@ -89,12 +87,14 @@ class LinearProgram:
 
     def _asked(self, least: Floats | float, most: Floats | float, go_on: bool) -> Any:
         """Return the solver after it has run."""
-        limits = [np.broadcast_to(x, self.rows).astype(np.float64) for x in (least, most)]
+        limits = np.stack([np.broadcast_to(x, self.rows) for x in (least, most)]).astype(np.float64)
         if self._highs is None:
             self._highs = self._passed(*limits)
         else:
-            rows = np.arange(self.rows, dtype=np.int32)
-            self._highs.changeRowsBounds(self.rows, rows, *limits)
+            # Only what memory rows may hold changes, a few dozen numbers.
+            for row in np.flatnonzero((limits != self._asked_for).any(axis=0)).tolist():
+                self._highs.changeRowBounds(row, *limits[:, row].tolist())
+        self._asked_for = limits
         if go_on and self._basis is not None:
             self._highs.setBasis(self._basis)
             self._highs.run()
@@ -121,7 +121,8 @@ class LinearProgram:
         # Not ``Highs``, which adds callbacks to Python and starts with a line on the terminal.
         highs: Any = highspy._Highs()  # type: ignore[attr-defined, unused-ignore]
         highs.setOptionValue("output_flag", False)
-        highs.setOptionValue("presolve", "on" if self._presolve else "off")
+        # It finds little in these programs, and takes as long as the simplex method.
+        highs.setOptionValue("presolve", "off")
         highs.setOptionValue("threads", 1)
         highs.passModel(program)
         return highs

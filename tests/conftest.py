@@ -6,7 +6,14 @@ import os
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# No test fails on a time: a machine may be busy with something else.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
 
 # Helpers that assert: pytest explains a failure only in test modules and in what is named here.
 pytest.register_assert_rewrite("steps", "benchmarks.outcomes")

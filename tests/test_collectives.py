@@ -67,7 +67,8 @@ def test_none_is_issued_twice_or_waited_for_elsewhere(monkeypatch, net, budget):
 
 def test_two_ranks_train_as_eager_and_plan_the_same(tmp_path):
     script = Path(__file__).with_name("ranks.py")
-    env = {**os.environ, "RECUT_MEMORY_BUDGET": "0.01", "OMP_NUM_THREADS": "1"}
+    root = str(script.parent.parent)  # a script's own folder is all that Python looks in
+    env = {**os.environ, "RECUT_MEMORY_BUDGET": "0.01", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     command = [sys.executable, str(script), str(tmp_path / "store")]
     running = [
         subprocess.Popen(
