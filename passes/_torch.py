@@ -153,8 +153,12 @@ except ImportError:  # torch 2.11
         size_hint as optimization_hint,
     )
 
-# The symbols in a value's sizes that only running can tell. Since 2.1.
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # isort: skip
+# The symbols in a value's sizes that only running can tell (since 2.1), and whether something holds
+# of sizes whatever they turn out to be (since 2.2).
+from torch.fx.experimental.symbolic_shapes import (  # isort: skip
+    free_unbacked_symbols,
+    statically_known_true,
+)
 
 # Symbolic ints, floats and bools. Since 2.1.
 from torch.fx.experimental._backward_state import BackwardState  # isort: skip
@@ -231,6 +235,7 @@ __all__ = [
     "run_with_rng_state",
     "sdpa_backward_flop_count",
     "sdpa_flop_count",
+    "statically_known_true",
     "thread_graphsafe_rng_from_hops",
     "trace_structured",
 ]

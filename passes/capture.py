@@ -396,8 +396,13 @@ def joins_matmul(node: fx.Node) -> bool:
     a, b = one.meta.get("val"), two.meta.get("val")
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return False
-    alike = a.dtype == b.dtype and a.shape == b.shape
-    return alike and any(n.target is aten.mm.default and len(n.users) == 1 for n in (one, two))
+    if not any(n.target is aten.mm.default and len(n.users) == 1 for n in (one, two)):
+        return False
+    if a.dtype != b.dtype or a.dim() != b.dim():
+        return False
+    # Without a guard on symbolic sizes: those that only running can tell allow none.
+    sizes = zip(a.shape, b.shape, strict=True)
+    return all(_torch.statically_known_true(x == y) for x, y in sizes)
 
 
 def is_wait(node: fx.Node) -> bool:

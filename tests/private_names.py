@@ -73,7 +73,10 @@ EVERYWHERE = {
     "torch.fx._lazy_graph_module": ("_make_graph_module",),
     "torch.fx.experimental._backward_state": ("BackwardState",),
     "torch.fx.experimental.proxy_tensor": ("is_sym_node",),
-    "torch.fx.experimental.symbolic_shapes": ("free_unbacked_symbols",),
+    "torch.fx.experimental.symbolic_shapes": (
+        "free_unbacked_symbols",
+        "statically_known_true",
+    ),
     "torch.utils": ("_pytree",),
     "torch.utils._ordered_set": ("OrderedSet",),
     "torch.utils._python_dispatch": ("_disable_current_modes",),

@@ -281,6 +281,28 @@ def test_a_view_of_a_size_that_the_graph_computes():
     torch.testing.assert_close(torch.autograd.grad(loss, (x, w)), want, rtol=1e-4, atol=1e-6)
 
 
+class Repeated(nn.Module):
+    """As many rows as a tensor says, of one, with sums of gradients of either size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, count: Tensor) -> Tensor:
+        y = torch.tanh(self.layer(x))
+        n = count.item()
+        torch._check(n >= 0)
+        torch._check(n < 16)
+        z = torch.zeros(n + 1, 8) + y[:1]
+        return (torch.sin(torch.exp(z)) * n).sum() + (y * n).sum()
+
+
+@torch._dynamo.config.patch(capture_scalar_outputs=True)
+def test_sizes_that_only_running_can_tell_are_asked_nothing():
+    inputs = (torch.randn(16, 8), torch.tensor(3))
+    assert recut.plan(Repeated(), *inputs, budget=1.0).peak > 0
+
+
 def test_what_was_written_over_is_read_behind_its_writer():
     """Two views by strides whose gradients are scattered and read by rows: one kernel would err."""
     from benchmarks.outcomes import assert_same, take_steps

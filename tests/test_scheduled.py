@@ -62,6 +62,7 @@ def test_what_kernels_hold_is_what_is_allocated(name):
     assert 0 <= report.scheduled_peak - peak <= spare
 
 
+@pytest.mark.long  # three minutes; of its kind the attempts at a fraction are quicker
 def test_what_the_plan_misses_is_planned_again_and_replayed(monkeypatch, tmp_path):
     hide_layout_copies(monkeypatch)
     _, _, want, fastest = train("deep unet", "1.0")
