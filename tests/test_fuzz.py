@@ -20,7 +20,7 @@ from benchmarks.outcomes import assert_same, take_steps
 from benchmarks.programs import ALONE, STEPS, make
 from benchmarks.traced import BETWEEN, BUDGETS, FASTEST, FLOOR, Held, Traced
 
-SEEDS, QUICK = 300, 40
+SEEDS, QUICK = 300, 45
 
 
 @pytest.mark.parametrize(
