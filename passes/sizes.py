@@ -29,6 +29,24 @@ def sizes_of(graph: fx.Graph) -> tuple[Size, ...]:
     return tuple(found.values())
 
 
+def places_of(graph: fx.Graph) -> dict[str, tuple[int, int | None]]:
+    """Return where a call of Dynamo's graph shows what each symbol stands for.
+
+    By symbol the number of an input, and which of its dimensions; None where it is the input.
+    """
+    found: dict[str, tuple[int, int | None]] = {}
+    for k, node in enumerate(graph.find_nodes(op="placeholder")):
+        value = node.meta.get("example_value", node.meta.get("val"))
+        if isinstance(value, torch.SymInt):
+            found[str(value.node.expr)] = (k, None)
+        elif isinstance(value, torch.Tensor):
+            lengths: list[Any] = list(value.shape)
+            for d, length in enumerate(lengths):
+                if isinstance(length, torch.SymInt):
+                    found.setdefault(str(length.node.expr), (k, d))
+    return found
+
+
 def _is_backed(size: torch.SymInt, symbol: Any) -> bool:
     return not size.node.shape_env.is_unbacked_symint(symbol)
 

@@ -140,7 +140,11 @@ def _filled(emission: Emission, part: fx.GraphModule, body: Iterable[fx.Node]) -
 
 
 def _eliminate(graph: fx.Graph, effects: Collection[str]) -> None:
-    """Remove what nobody reads, except effects that the schedule runs in this graph."""
+    """Remove what nobody reads, except effects that the schedule runs in this graph.
+
+    By our own rule, since fx keeps dead ops that it takes for impure (random by tag, assertions);
+    where torch splits the whole graph, each part has those of the other one.
+    """
     graph.eliminate_dead_code(
         is_impure_node=lambda n: n.op in ("placeholder", "output") or n.name in effects
     )

@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
 from recut.partitioners.units import size
+from recut.passes.sizes import places_of
 from recut.report import GraphReport
 
 # How many different sizes are remembered as looked at.
@@ -33,7 +33,7 @@ def noticed(
         report: what was planned for it.
     """
     formula = report.formula
-    places = _places(graph)
+    places = places_of(graph)
     if formula is None or report.asked.kind == "fraction" or not places.keys() & formula.hints:
         return compiled
     known = [(name, *places[name]) for name in formula.hints if name in places]
@@ -54,21 +54,6 @@ def noticed(
         return compiled(*inputs)
 
     return call
-
-
-def _places(graph: fx.Graph) -> dict[str, tuple[int, int | None]]:
-    """Return where each symbol is found: the number of an input, and which of its dimensions."""
-    found: dict[str, tuple[int, int | None]] = {}
-    for k, node in enumerate(graph.find_nodes(op="placeholder")):
-        value = node.meta.get("example_value", node.meta.get("val"))
-        if isinstance(value, torch.SymInt):
-            found[str(value.node.expr)] = (k, None)
-        elif isinstance(value, torch.Tensor):
-            lengths: list[Any] = list(value.shape)
-            for d, length in enumerate(lengths):
-                if isinstance(length, torch.SymInt):
-                    found.setdefault(str(length.node.expr), (k, d))
-    return found
 
 
 def _warn(peak: int, at: dict[str, int], report: GraphReport) -> None:
