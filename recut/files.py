@@ -175,16 +175,15 @@ def read_json(path: Path) -> Any:
 
 
 def figures(data: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """Return some fields of what was read, each of one of its kinds; None where it may be missing.
+    """Return some fields of what was read, each of one of its kinds.
 
     Raises:
         ValueError: one is missing, or of another kind.
     """
-    found = {name: data.get(name) for name in kinds}
-    for name, value in found.items():
-        if type(value) not in kinds[name]:
-            raise ValueError(f"{name} is {value!r}")
-    return found
+    for name in kinds:
+        if name not in data or type(data[name]) not in kinds[name]:
+            raise ValueError(f"{name} is {data.get(name)!r}")
+    return {name: data[name] for name in kinds}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
