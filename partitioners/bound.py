@@ -59,7 +59,7 @@ def seconds_bound(problem: Problem, budget: int, need: Need | None = None) -> fl
     low, high, cost = np.zeros(count), np.ones(count), np.zeros(count)
     cost[: len(made)] = problem.tables.save[made]
     for i, k in again.items():
-        cost[k] = 0.0 if ops[i].phase is Phase.EITHER else ops[i].seconds
+        cost[k] = 0.0 if ops[i].phase is Phase.EITHER else problem.again_seconds[i]
         if ops[i].rule is Rule.MUST_SAVE and ops[i].phase is not Phase.EITHER:
             high[k] = 0
         for v in ops[i].outputs:

@@ -2,12 +2,14 @@
 
 The cut adds up ops, and kernels are more than their sum: what recomputes for nothing inside its
 reader may need a chain of others, each a buffer again (the cell of a recurrent net at its last
-step, and so at all steps before). So the cut is made for several shares of an op's traffic, the
-schedules are timed by their kernels, and of those that are as fast as the first the one with the
-lowest peak is taken.
+step, and so at all steps before). So the cut is made for several shares of an op's traffic, and the
+schedules are timed by their kernels. The fastest of those is taken that hold no more than torch's
+own partitioner would: without a budget, recut takes neither more time nor more memory than stock.
 """
 
 from __future__ import annotations
+
+import operator
 
 from recut.partitioners.evaluator import measure
 from recut.partitioners.machine import Machine
@@ -34,18 +36,58 @@ def fastest(problem: Problem, machine: Machine, cheapest: frozenset[int] | None 
         cheapest: :func:`cheapest_cut`, where it is known already.
     """
     first = cheapest_cut(problem) if cheapest is None else cheapest
-    cuts = dict.fromkeys([first, *(_cut(problem, factor) for factor in _FACTORS)])
-    schedules = [lazy_schedule(problem, saved) for saved in cuts]
+    cuts = [first, *(_cut(problem, factor) for factor in _FACTORS), _lean(problem)]
+    if problem.compiler == "inductor":
+        cuts.append(by_bytes(problem))
+    schedules = {saved: lazy_schedule(problem, saved) for saved in cuts}
     if len(schedules) == 1:
-        return schedules[0]
-    seconds = [step_seconds(problem, schedule, machine) for schedule in schedules]
-    fast = [s for s, t in zip(schedules, seconds, strict=True) if t <= seconds[0]]
-    return min(fast, key=lambda schedule: measure(problem, schedule).peak)
+        return schedules[first]
+    peaks = {saved: measure(problem, schedule).peak for saved, schedule in schedules.items()}
+    most = peaks[cuts[-1]] if problem.compiler == "inductor" else max(peaks.values())
+    seconds = {
+        saved: step_seconds(problem, schedule, machine)
+        for saved, schedule in schedules.items()
+        if peaks[saved] <= most
+    }
+    return schedules[min(seconds, key=lambda saved: (seconds[saved], peaks[saved]))]
+
+
+def _lean(problem: Problem) -> frozenset[int]:
+    """Return what to save where reading is dear, and no recomputed result has to be written."""
+    prices = [op.seconds for op in problem.ops]
+    loads = (value.load for value in problem.values)
+    return min_cut(problem, list(map(operator.add, problem.save_seconds, loads)), prices)
+
+
+def by_bytes(problem: Problem) -> frozenset[int]:
+    """Return about what torch's own partitioner saves (torch/_functorch/partitioners.py).
+
+    The fewest bytes, of which those count twice that no kernel would write otherwise, and
+    recomputing costs nothing. What is no pointwise op or reduction is not recomputed, nor are
+    random ops, what a library call of the backward reads, and reductions to less than a quarter.
+    """
+    values, fuses = problem.values, problem.fuses
+    weights = []
+    for v, value in enumerate(values):
+        inside = value.producer >= 0 and fuses[value.producer]
+        inside = inside and all(fuses[i] for i in problem.readers[v])
+        weights.append(float(value.bytes * (2 if inside else 1)))
+    banned = 1.0 + 2 * sum(weights)
+    prices = []
+    for i, op in enumerate(problem.ops):
+        made, read = (sum(values[v].bytes for v in vs) for vs in (op.outputs, op.inputs))
+        to_library = any(problem.read_by_library[v] for v in op.outputs)
+        shrinks = fuses[i] and not problem.is_pointwise[i] and 4 * made < read
+        ban = not fuses[i] or op.random or to_library or shrinks
+        prices.append(banned if ban else 0.0)
+    return min_cut(problem, weights, prices)
 
 
 def _cut(problem: Problem, factor: int) -> frozenset[int]:
     prices = [
-        op.arithmetic + factor * (op.seconds - op.arithmetic) if fuses else op.seconds
-        for op, fuses in zip(problem.ops, problem.is_pointwise, strict=True)
+        again + (factor - 1) * (op.seconds - op.arithmetic) if fuses else again
+        for op, again, fuses in zip(
+            problem.ops, problem.again_seconds, problem.is_pointwise, strict=True
+        )
     ]
     return min_cut(problem, problem.save_seconds, prices)

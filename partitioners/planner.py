@@ -102,8 +102,9 @@ class Planner:
         problem = self.problem
         schedule = lazy_schedule(problem, self._cheapest_cut)
         # To the cut, what only the backward needs costs nothing; here the forward may run it too.
-        twice = (problem.ops[i] for i in schedule.recomputed(problem))
-        either = sum(op.seconds for op in twice if op.phase is Phase.EITHER)
+        twice = schedule.recomputed(problem)
+        only_backward = (i for i in twice if problem.ops[i].phase is Phase.EITHER)
+        either = sum(problem.again_seconds[i] for i in only_backward)
         return schedule.seconds(problem) - either
 
     @cached_property

@@ -188,7 +188,8 @@ class Problem:
         """For each value what saving it costs: its reading, and its writing where fusion spares it.
 
         A pointwise op's result is written in any case where an op of the forward reads it that
-        is not pointwise, or the forward returns it.
+        is not pointwise, or the forward returns it. What only library calls of the backward read
+        is read at their price, saved or not.
         """
         pointwise, returned = self.is_pointwise, set(self.forward_outputs)
         out = []
@@ -197,8 +198,34 @@ class Problem:
             spared = fused and all(
                 pointwise[i] or self.ops[i].phase is not Phase.FORWARD for i in self.readers[v]
             )
-            out.append(value.load + (value.store if spared else 0.0))
+            late = [self.fuses[i] for i in self.readers[v] if self.is_backward[i]]
+            load = value.load if any(late) or not late else 0.0
+            out.append(load + (value.store if spared else 0.0))
         return tuple(out)
+
+    @cached_property
+    def again_seconds(self) -> tuple[float, ...]:
+        """For each op what running it once more costs, in seconds.
+
+        A pointwise op's result is written where a library call of the backward reads it, whatever
+        else fuses.
+        """
+        written = [
+            value.store if library else 0.0
+            for value, library in zip(self.values, self.read_by_library, strict=True)
+        ]
+        return tuple(
+            op.seconds + (sum(written[v] for v in op.outputs) if pointwise else 0.0)
+            for op, pointwise in zip(self.ops, self.is_pointwise, strict=True)
+        )
+
+    @cached_property
+    def read_by_library(self) -> tuple[bool, ...]:
+        """For each value whether an op of the backward reads it that runs in no kernel."""
+        return tuple(
+            any(self.is_backward[i] and not self.fuses[i] for i in readers)
+            for readers in self.readers
+        )
 
     @cached_property
     def fuses(self) -> tuple[bool, ...]:

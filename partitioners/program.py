@@ -270,7 +270,7 @@ class _Columns:
         self.instances = of[np.argsort(value[of], kind="stable")]
         self.is_column = (self.used & ~never)[self.instances]
         entries = np.flatnonzero(self.of_entry >= 0)
-        seconds = tables.seconds[order[entries]].copy()
+        seconds = tables.again[order[entries]].copy()
         # What only the backward needs runs once in any case.
         first = np.zeros(len(entries), dtype=np.bool_)
         first[np.unique(order[entries], return_index=True)[1]] = True
@@ -301,7 +301,7 @@ class _Columns:
         # A dropout's mask is smaller than the numbers that it is drawn from, and dearer to store.
         price = np.zeros(entries)
         np.add.at(price, again.entry[used], tables.save[value[used]])
-        seconds = tables.seconds[again.order[reader]]
+        seconds = tables.again[again.order[reader]]
         dominated &= price[reader] <= tables.save[value[instance]] + seconds
         return dominated
 

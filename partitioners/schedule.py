@@ -57,7 +57,7 @@ class Schedule:
         order = np.array(self.forward + self.backward, dtype=np.int64)
         again = np.maximum(np.bincount(order, minlength=len(problem.ops)) - 1, 0)
         saving = tables.save[list(self.saved(problem))].sum()
-        return float((again * tables.seconds).sum() + saving)
+        return float((again * tables.again).sum() + saving)
 
     def check(self, problem: Problem) -> None:
         """Raise InvalidSchedule where the schedule breaks dataflow or a rule of the Problem."""

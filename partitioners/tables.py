@@ -69,6 +69,7 @@ class Tables:
         self.save = np.array(problem.save_seconds)
         self.workspace = ints(o.workspace for o in ops)
         self.seconds = np.fromiter((o.seconds for o in ops), dtype=np.float64)
+        self.again = np.array(problem.again_seconds)
         self.arithmetic = np.fromiter((o.arithmetic for o in ops), dtype=np.float64)
         self.fuses = flags(problem.fuses)
         self.pointwise = flags(problem.is_pointwise)

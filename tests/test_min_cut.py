@@ -9,10 +9,13 @@ from dataclasses import replace
 import pytest
 from problems import Net, forward_values, random_problem, subsets
 
-from recut.partitioners.fastest import fastest
+from recut.partitioners.evaluator import measure
+from recut.partitioners.fastest import by_bytes, fastest
 from recut.partitioners.machine import CPU
 from recut.partitioners.min_cut import min_cut
 from recut.partitioners.problem import Kind, Phase, Problem, Rule
+from recut.partitioners.schedule import lazy_schedule
+from recut.partitioners.timing import step_seconds
 
 CASES = 600
 MOST = 9  # values to choose from: 512 saved sets
@@ -147,10 +150,36 @@ def test_traffic_counts_the_passes_over_memory_that_saving_adds(kind, reader, pa
     net = Net()
     (a,) = net.op("a", (net.input(),), 800, kind=kind)
     (b,) = net.op("b", (a,), 8, kind=reader)
-    net.op("g", (net.input("tangent"), a), 8, phase=Phase.BACKWARD)
+    net.op("g", (net.input("tangent"), a), 8, kind=Kind.POINTWISE, phase=Phase.BACKWARD)
     net.values[a] = replace(net.values[a], store=16.0, load=1.0)
     assert net.problem((b,)).save_seconds[a] == 16.0 * (passes - 1) + 1.0
     assert net.problem((a, b)).save_seconds[a] == 1.0  # returned, it is written anyway
+
+
+@pytest.mark.parametrize("kind", [Kind.POINTWISE, Kind.REDUCTION, Kind.COMPUTE])
+def test_what_a_librarys_call_of_the_backward_reads_is_written_again_and_not_read_by_kernels(kind):
+    net = Net()
+    (a,) = net.op("a", (net.input(),), 800, kind=Kind.POINTWISE, seconds=0.5)
+    (b,) = net.op("b", (a,), 8, kind=Kind.COMPUTE)
+    net.op("g", (net.input("tangent"), a), 8, kind=kind, phase=Phase.BACKWARD)
+    net.values[a] = replace(net.values[a], store=16.0, load=1.0)
+    problem = net.problem((b,))
+    library = kind is Kind.COMPUTE
+    assert problem.save_seconds[a] == (0.0 if library else 1.0)
+    assert problem.again_seconds[0] == (16.5 if library else 0.5)
+
+
+def test_the_fastest_schedule_is_no_slower_and_no_larger_than_what_torch_would_save():
+    better = set()
+    for seed in range(CASES):
+        problem = random_problem(seed, "inductor")
+        schedule, torchs = fastest(problem, CPU), lazy_schedule(problem, by_bytes(problem))
+        peaks = [measure(problem, s).peak for s in (schedule, torchs)]
+        seconds = [step_seconds(problem, s, CPU) for s in (schedule, torchs)]
+        assert peaks[0] <= peaks[1], seed
+        assert seconds[0] <= seconds[1], seed
+        better |= {("peak", peaks[0] < peaks[1]), ("seconds", seconds[0] < seconds[1])}
+    assert len(better) == 4  # it is both what torch would do, and better in either way
 
 
 def test_the_fastest_schedule_is_valid_and_recomputes_what_is_cheaper_than_its_traffic():
@@ -162,7 +191,9 @@ def test_the_fastest_schedule_is_valid_and_recomputes_what_is_cheaper_than_its_t
     (a,) = net.op("a", (net.input(),), size, seconds=1.0)
     (b,) = net.op("b", (a,), size, seconds=1e-9, kind=Kind.POINTWISE)
     (c,) = net.op("c", (b,), size, seconds=1.0, kind=Kind.POINTWISE)
-    (g,) = net.op("g", (net.input("tangent"), b, c), size, phase=Phase.BACKWARD)
+    net.ops[2] = replace(net.ops[2], arithmetic=1.0)
+    reads = (net.input("tangent"), b, c)
+    (g,) = net.op("g", reads, size, kind=Kind.POINTWISE, phase=Phase.BACKWARD)
     problem = net.problem((c,), (g,), "inductor")
     schedule = fastest(problem, CPU)
     assert schedule.saved(problem) == (a, c)

@@ -78,7 +78,8 @@ def dropouts(depth, store):
         masks.append((m, x))
     gradients = []
     for k in reversed(range(depth)):
-        (tangent,) = net.op(f"back{k}", (tangent, *masks[k]), 100, phase=Phase.BACKWARD)
+        reads = (tangent, *masks[k])
+        (tangent,) = net.op(f"back{k}", reads, 100, kind=Kind.POINTWISE, phase=Phase.BACKWARD)
         gradients.append(tangent)
     problem = net.problem((x,), gradients)
     values = list(problem.values)

@@ -158,7 +158,7 @@ def test_random_schedules_agree_with_a_simulation():
         saved |= {v for v in problem.backward_outputs if made_by.get(v) == "forward"}
         assert schedule.saved(problem) == tuple(sorted(saved)), seed
         runs = schedule.forward + schedule.backward
-        added = sum((runs.count(i) - 1) * problem.ops[i].seconds for i in set(runs))
+        added = sum((runs.count(i) - 1) * problem.again_seconds[i] for i in set(runs))
         added += sum(problem.save_seconds[v] for v in saved)
         assert schedule.seconds(problem) == pytest.approx(added, abs=1e-12), seed
 
