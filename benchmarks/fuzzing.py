@@ -3,7 +3,8 @@
 Each program is traced once, planned, and run op by op at three budgets. After two steps outputs,
 gradients, buffers, written inputs and the generator's state must be eager's; no step may hold more
 than its plan counts, and no plan more than its budget. With ``--inductor`` each program is compiled
-at one of the budgets, and its kernels are held to it. A run that was cut short goes on where it
+at one of the budgets, and its kernels are held to it; with ``--device cuda`` all of it is on a GPU.
+A run that was cut short goes on where it
 stood when it is started again.
 """
 
@@ -16,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,16 @@ def by_dynamo(seed: int) -> bool:
     return seed % 5 == 0 or any(name == "region" for name, *_ in make(seed)[0].steps)
 
 
-def check(seed: int) -> Traced:
+def check(seed: int, device: str = "cpu") -> Traced:
     """Run the program of a seed op by op at each budget, and compare with eager.
 
     Raises:
         WrongProgramError: something differs, or is over the budget.
     """
-    want, written = _eager(seed)
+    want, written = _eager(seed, device)
     torch._dynamo.reset()
     recut.clear_reports()
-    module, _ = make(seed)
+    module, _ = make(seed, device)
     traced = Traced(module, by_dynamo(seed), dynamic=random.Random(seed).random() < 0.25)
     start = {name: value.clone() for name, value in module.state_dict().items()}
     for budget in BUDGETS:
@@ -65,7 +67,7 @@ def check(seed: int) -> Traced:
         module.zero_grad()
         traced.budget = budget
         with _told(budget):
-            _, inputs = make(seed)
+            _, inputs = make(seed, device)
             found: list[Outcome] = []
             held = traced.measured(
                 lambda inputs=inputs, found=found: found.append(
@@ -79,7 +81,7 @@ def check(seed: int) -> Traced:
     return traced
 
 
-def check_inductor(seed: int) -> None:
+def check_inductor(seed: int, device: str = "cpu") -> None:
     """Compile the program of a seed at one of the budgets in turn, and compare with eager.
 
     Random numbers are eager's, or there would be nothing to compare.
@@ -87,11 +89,11 @@ def check_inductor(seed: int) -> None:
     Raises:
         WrongProgramError: something differs, or the kernels are over the budget.
     """
-    want, written = _eager(seed)
+    want, written = _eager(seed, device)
     budget = (1.0, 0.7, 0.01)[seed % 3]
 
     def compare(**options: Any) -> None:
-        module, inputs = make(seed)
+        module, inputs = make(seed, device)
         torch._dynamo.reset()
         recut.clear_reports()
         compiled = torch.compile(module, fullgraph=True, dynamic=False, **options)
@@ -112,9 +114,9 @@ def check_inductor(seed: int) -> None:
             raise
 
 
-def _eager(seed: int) -> tuple[Outcome, Tensor]:
+def _eager(seed: int, device: str) -> tuple[Outcome, Tensor]:
     """Return what eager leaves behind, and the input that it writes."""
-    module, inputs = make(seed)
+    module, inputs = make(seed, device)
     return take_steps(module, module, inputs, STEPS), inputs[3]
 
 
@@ -182,12 +184,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("first", type=int, help="the first seed")
     parser.add_argument("last", type=int, help="the seed behind the last one")
     parser.add_argument("--inductor", action="store_true", help="compile each program by Inductor")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long it may run")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     mode = "inductor" if options.inductor else "op by op"
-    name = "fuzzing_inductor.json" if options.inductor else "fuzzing.json"
+    where = "" if options.device == "cpu" else f"_{options.device}"
+    name = f"fuzzing{'_inductor' * options.inductor}{where}.json"
     command = "python -m benchmarks.fuzzing 0 10000" + " --inductor" * options.inductor
+    if where:
+        command += f" --device {options.device}"
     made = environment(command)
     setting = {"mode": mode, "torch": made.pop("torch"), "block": BLOCK}
     console = Console()
@@ -198,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # floors, and what torch deprecates of its own
         seeds = range(options.first, options.last)
-        check_ = check_inductor if options.inductor else check
+        check_ = partial(check_inductor if options.inductor else check, device=options.device)
         run(seeds, record, check_, Clock(options.minutes), console)
     console.print(summary(record), markup=False)
     return int(any(row["failed"] for row in record.rows))

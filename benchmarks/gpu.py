@@ -10,6 +10,12 @@ memory.  On a machine that is lent for commands of ten minutes, with the folder 
     python -m benchmarks.gpu --part calibration --part table --output $OUT --minutes 8.5
     python -m benchmarks.gpu --part memory --output $OUT --minutes 8.5
 
+Where there are cores enough, one command runs the table and the memory under each cap side by side,
+since most of the time is compiling (``--turns``: a lock that a process leaves only to compile)::
+
+    run="python -m benchmarks.gpu --size lent --output $OUT --turns /tmp/gpu.lock"
+    $run --part table & $run --part memory --cap 40 & $run --part memory --cap 80 & wait
+
 ``small`` takes two or three minutes, the table two or three commands, memory two or three.  A part
 that is not finished says so and exits with 75: run the same command again, in a folder that holds
 the files of the command before (``cp gpu-results/* $OUT/`` first where ``$OUT`` is emptied between
@@ -26,6 +32,8 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +42,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import gpu_memory, gpu_report, gpu_table, measure
-from benchmarks.gpu_setup import SIZES, Bench, Tell
+from benchmarks.gpu_setup import GIB, SIZES, Bench, Tell
 from benchmarks.resume import Clock, ForeignRecordError, Record
 from benchmarks.table import environment
+from benchmarks.turns import turns
 from recut.files import write_atomic
 from recut.machines import this_host
 from recut.partitioners.machine import Machine
@@ -65,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
+    size = SIZES[options.size]
+    if options.cap:
+        size = replace(size, caps=tuple(cap * GIB for cap in options.cap))
     complete = True
     # No thread of its own that draws: it would slow down what is measured here.
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
@@ -73,9 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
                 complete = _calibrate(options, clock, progress)
             else:
                 machine = options.machine or _own_machine(options.output)
-                bench = Bench(SIZES[options.size], device, machine)
+                bench = Bench(size, device, machine)
                 try:
-                    complete = _run(part, bench, options, clock, progress)
+                    with turns(options.turns, measure.release) if options.turns else nullcontext():
+                        complete = _run(part, bench, options, clock, progress)
                 except ForeignRecordError as error:
                     return _refuse(str(error))
             if not complete:
@@ -105,6 +118,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--minutes", type=float, default=8.5, help="begin no row that ends later (default 8.5)"
     )
     parser.add_argument(
+        "--cap", action="append", type=int, metavar="GIB", help="of the part memory, this cap only"
+    )
+    parser.add_argument(
+        "--turns", type=Path, metavar="FILE", help="share the device by a lock on this file"
+    )
+    parser.add_argument(
         "--output", type=Path, default=RESULTS / "gpu", help="folder of the results and state"
     )
     parser.add_argument(
@@ -131,8 +150,9 @@ def _run(
     part: str, bench: Bench, options: argparse.Namespace, clock: Clock, progress: Progress
 ) -> bool:
     """Go on with one part; returns whether it is complete."""
+    caps = "".join(f"-{cap}" for cap in options.cap or () if part == "memory")
     record = Record(
-        options.output / f"{part}.json",
+        options.output / f"{part}{caps}.json",
         _setting(bench),
         environment(_command(options, part)),
     )
@@ -183,7 +203,9 @@ def _setting(bench: Bench) -> dict[str, Any]:
 
 def _command(options: argparse.Namespace, part: str) -> str:
     device = "" if options.device == "cuda" else f" --device {options.device}"
-    return f"python -m benchmarks.gpu --part {part} --size {options.size}{device}"
+    caps = "".join(f" --cap {cap}" for cap in options.cap or () if part == "memory")
+    turn = " --turns FILE" if options.turns else ""
+    return f"python -m benchmarks.gpu --part {part} --size {options.size}{device}{caps}{turn}"
 
 
 def _calibrate(options: argparse.Namespace, clock: Clock, progress: Progress) -> bool:

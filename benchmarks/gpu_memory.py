@@ -302,7 +302,7 @@ class Trainer:
         self.bench.base.zero_grad(set_to_none=True)
         # Nothing is raced here, so nothing has to stay compiled.
         torch._dynamo.reset()
-        self.bench.release()
+        measure.release()
         return done
 
     def _train(self, method: Method, probe: Probe, inputs: tuple[Tensor, ...]) -> Probe:
@@ -315,7 +315,7 @@ class Trainer:
             self._finish_step()
 
         recut.clear_reports()
-        measure.warm_up({method.label: train})
+        measure.warm_up({method.label: train}, steps=1)
         report = recut.reports()[-1] if method.kind == "recut" else None
         before = self._resident(inputs)
         peak = before + measure.peak_of(train, self.bench.device)

@@ -27,9 +27,8 @@ _INTRODUCTION = (
 def markdown(folder: Path) -> str:
     """The report of every part that has a record in ``folder``."""
     parts = ["# GPU benchmark", _INTRODUCTION]
-    for name, section in (("table", _table), ("memory", _memory)):
-        path = folder / f"{name}.json"
-        if path.exists():
+    for pattern, section in (("table.json", _table), ("memory*.json", _memory)):
+        for path in sorted(folder.glob(pattern)):
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["rows"]:
                 parts += section(document)

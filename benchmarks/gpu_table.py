@@ -114,7 +114,7 @@ class _Table:
             failed = contest.failed(row, failure)
         else:
             return _Stock(replace(entry, row=replace(entry.row, error=error)), reference)
-        self.bench.release()
+        measure.release()
         return _Stock(contest.Entry(failed, None), None)
 
     def measure(self, row: Row) -> Row:
@@ -124,7 +124,7 @@ class _Table:
         done = self._raced(entry) if entry.run else entry.row
         del entry
         self.bench.base.zero_grad(set_to_none=True)
-        self.bench.release()
+        measure.release()
         return done
 
     def _enter(self, row: Row) -> contest.Entry:

@@ -155,6 +155,13 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def release() -> None:
+    """Give back to the device what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def prepare(cache: bool = False) -> None:
     """Set this process up for many compiled contestants of one model.
 

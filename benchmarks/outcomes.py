@@ -36,7 +36,10 @@ def take_steps(
         outputs = call(*inputs)
         outputs = tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
         losses = [
-            (y * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view(y.shape)).sum()
+            (
+                y
+                * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
+            ).sum()
             for y in outputs
             if y.requires_grad
         ]
@@ -44,7 +47,15 @@ def take_steps(
     grads = {name: p.grad for name, p in module.named_parameters()}
     grads |= {f"input {k}": x.grad for k, x in enumerate(inputs)}
     buffers = {name: b.clone() for name, b in module.named_buffers()}
-    return Outcome(outputs, grads, buffers, torch.get_rng_state())
+    return Outcome(outputs, grads, buffers, torch.cat(generator_states()))
+
+
+def generator_states() -> list[Tensor]:
+    """Return the state of the CPU's generator, and of the GPU's where one is in use."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states.append(torch.cuda.get_rng_state())
+    return states
 
 
 def assert_same(got: Outcome, want: Outcome) -> None:

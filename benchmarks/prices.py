@@ -9,24 +9,26 @@ Each model's rows are one JSON file, so an interrupted run goes on where it stop
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.stats import spearmanr
+from torch import nn
 
 from benchmarks import measure
 from benchmarks.contest import FLOOR, Entry, Row, ask, enter_recut, take
 from benchmarks.models import MODELS, ModelSpec
 from benchmarks.table import RESULTS, environment, names_of
+from benchmarks.turns import turns
 from recut.files import write_atomic
 from recut.machines import calibrated, this_host
-from recut.partitioners.machine import CPU, Machine
+from recut.partitioners.machine import CPU, Machine, described
 
 # Budgets by their way from the floor to the fastest plan's peak.
 WAYS = (0.75, 0.5, 0.25)
@@ -34,15 +36,18 @@ FLOPS_ALONE = Machine("flops alone", {"default": CPU.flops["default"]}, 1e18, 1e
 OURS, THEIRS = "prices", "flops"
 
 
-def compare(spec: ModelSpec, rounds: int) -> list[Row]:
+def compare(spec: ModelSpec, rounds: int, device: torch.device) -> list[Row]:
     """Return the rows of one model: stock, then recut by its prices and by FLOPs at each budget."""
-    inputs = spec.make(False)[1]
-    stock, reference = take(
-        Row("stock", "stock"), measure.compile_stock(spec.make(False)[0]), inputs, None
-    )
+
+    def made() -> nn.Module:
+        return spec.make(False)[0].to(device)
+
+    inputs = tuple(x.to(device) for x in spec.make(False)[1])
+    stock, reference = take(Row("stock", "stock"), measure.compile_stock(made()), inputs, None)
+    flops_alone = replace(FLOPS_ALONE, device=device.type)
 
     def enter(row: Row, budget: int | float, **options: Any) -> Entry:
-        model = measure.compile_recut(spec.make(False)[0], budget, **options)
+        model = measure.compile_recut(made(), budget, **options)
         return enter_recut(row, model, inputs, reference)
 
     fastest = enter(Row(f"{OURS} 1.0", "recut"), 1.0)
@@ -52,8 +57,9 @@ def compare(spec: ModelSpec, rounds: int) -> list[Row]:
     for way in WAYS:
         budget = int(low + way * (high - low))
         entries.append(enter(ask(f"{OURS} {way}", budget), budget))
-        entries.append(enter(ask(f"{THEIRS} {way}", budget), budget, machine=FLOPS_ALONE))
-    times = measure.race({e.row.label: e.run for e in entries if e.run}, rounds)
+        entries.append(enter(ask(f"{THEIRS} {way}", budget), budget, machine=flops_alone))
+    racers = {e.row.label: e.run for e in entries if e.run}
+    times = measure.race(racers, rounds, device=device)
     return [
         replace(e.row, seconds=times[e.row.label].median, ratio=times[e.row.label].ratio)
         if e.run
@@ -156,28 +162,40 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"prices_{name}.json"
 
 
+def _measure(name: str, options: argparse.Namespace, machine: Machine) -> None:
+    """Measure one model, and keep its rows."""
+    measure.prepare()
+    rows = compare(MODELS[name], options.rounds, torch.device(options.device))
+    command = f"python -m benchmarks.prices --models {name} --rounds {options.rounds}"
+    if options.device != "cpu":
+        command += f" --device {options.device}"
+    measured = {**environment(command), "machine": machine.source or machine.name}
+    document = {"measured": measured, "rows": [asdict(row) for row in rows]}
+    write_atomic(_file(options.output, name), json.dumps(document, indent=1) + "\n")
+    print(_line(name, rows), flush=True)
+    torch._dynamo.reset()
+    measure.release()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure the models that have no result yet, then write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prices", description=__doc__)
     parser.add_argument("--models", type=names_of, default=list(MODELS), help="names, with commas")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each race (default 7)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--turns", type=Path, metavar="FILE", help="share the device by a lock on this file"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--force", action="store_true", help="measure models with a result again")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    machine = calibrated(this_host("cpu")) or CPU
-    for name in options.models:
-        if _file(options.output, name).exists() and not options.force:
-            continue
-        measure.prepare()
-        rows = compare(MODELS[name], options.rounds)
-        command = f"python -m benchmarks.prices --models {name} --rounds {options.rounds}"
-        measured = {**environment(command), "machine": machine.source or machine.name}
-        document = {"measured": measured, "rows": [asdict(row) for row in rows]}
-        write_atomic(_file(options.output, name), json.dumps(document, indent=1) + "\n")
-        print(_line(name, rows), flush=True)
-        torch._dynamo.reset()
-        gc.collect()
+    host = this_host(options.device)
+    machine = calibrated(host) or described(host.device, host.product)
+    with turns(options.turns, measure.release) if options.turns else nullcontext():
+        for name in options.models:
+            if not _file(options.output, name).exists() or options.force:
+                _measure(name, options, machine)
     write_atomic(options.output / "prices.md", markdown(options.output))
     return 0
 

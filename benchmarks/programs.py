@@ -127,6 +127,11 @@ def _classes(p: Program, a: Tensor, b: Tensor) -> Tensor:
     return F.cross_entropy(a, p.text % WIDTH, reduction="none")[:, None] * b
 
 
+def _permutation(p: Program, a: Tensor, b: Tensor) -> Tensor:
+    order = torch.randperm(ROWS, device=a.device)
+    return a[order] + torch.randn(WIDTH, device=a.device) * b
+
+
 def _fill(p: Program, a: Tensor, b: Tensor) -> Tensor:
     y = torch.empty_like(a)
     y.copy_(b)
@@ -135,7 +140,7 @@ def _fill(p: Program, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _out(p: Program, a: Tensor, b: Tensor) -> Tensor:
-    where = torch.empty(ROWS, dtype=torch.long)
+    where = torch.empty(ROWS, dtype=torch.long, device=a.device)
     torch.argmin(a.detach(), 1, out=where)
     return b.gather(1, where[:, None]) + a
 
@@ -147,7 +152,7 @@ STEPS: dict[str, Step] = {
     "dropout": lambda p, a, b: F.dropout(a, 0.4) + b.flip(0),
     "noise": lambda p, a, b: F.relu(a) * torch.rand_like(b),
     "bernoulli": lambda p, a, b: torch.bernoulli(torch.full_like(a, 0.5)) * b,
-    "permutation": lambda p, a, b: a[torch.randperm(ROWS)] + torch.randn(WIDTH) * b,
+    "permutation": _permutation,
     "write": _write,
     "write a view": _write_view,
     "write a sum": lambda p, a, b: (a + b).clamp_(-1.0, 1.0),
@@ -236,12 +241,12 @@ class Program(nn.Module):
         return loss, *(t for kind in self.returns for t in outputs[kind]())
 
 
-def make(seed: int) -> tuple[Program, tuple[Tensor, ...]]:
+def make(seed: int, device: str = "cpu") -> tuple[Program, tuple[Tensor, ...]]:
     """Return a program and its inputs; two calls give equal ones."""
     torch.manual_seed(seed)
-    module = Program(seed).double().train()
-    x = torch.randn(ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
-    unused = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    text = torch.randint(WORDS, (ROWS,))
-    scratch = torch.zeros(ROWS, WIDTH, dtype=torch.float64)
+    module = Program(seed).double().train().to(device)
+    x = torch.randn(ROWS, WIDTH, dtype=torch.float64).to(device).requires_grad_()
+    unused = torch.randn(3, dtype=torch.float64).to(device).requires_grad_()
+    text = torch.randint(WORDS, (ROWS,)).to(device)
+    scratch = torch.zeros(ROWS, WIDTH, dtype=torch.float64, device=device)
     return module, (x, unused, text, scratch)

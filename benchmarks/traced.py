@@ -27,6 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recut
+from benchmarks.outcomes import generator_states
 
 # The fastest plan, the floor, and the bytes halfway between: a fraction of a small program's peak
 # mostly lies under its floor.
@@ -46,7 +47,7 @@ class Held(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        self._state = torch.get_rng_state().shape
+        self._states = {state.shape for state in generator_states()}
         self._own: dict[int, tuple[StorageWeakRef, int]] = {}
         self._given: dict[int, StorageWeakRef] = {}
 
@@ -64,7 +65,7 @@ class Held(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self._own = {k: (ref, n) for k, (ref, n) in self._own.items() if not ref.expired()}
         for tensor in _tensors(out):
-            if tensor.dtype == torch.uint8 and tensor.shape == self._state:
+            if tensor.dtype == torch.uint8 and tensor.shape in self._states:
                 continue
             storage = tensor.untyped_storage()
             ref = StorageWeakRef(storage)

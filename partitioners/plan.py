@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,7 +36,7 @@ class Plan:
         observed: (op, bytes) that compiled code was seen to hold beyond the problem's own count,
             and that ``peak`` includes.
         peak_expr: ``peak`` as a sympy expression of the graph's symbolic sizes ("" where it has
-            none); ``sizes.peak_formula`` computes with it.
+            none, or one that cannot be read); ``sizes.peak_formula`` computes with it.
     """
 
     digest: str
@@ -168,7 +169,8 @@ def make_plan(
     if problem.sizes:  # sympy takes a while to import
         from recut.partitioners.sizes import peak_formula
 
-        peak_expr = str(peak_formula(problem, schedule).expression)
+        with suppress(ValueError):  # a size is made by a function that nobody knows
+            peak_expr = str(peak_formula(problem, schedule).expression)
     return Plan(
         problem.digest,
         schedule,

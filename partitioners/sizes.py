@@ -33,6 +33,7 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
+    ast.Div: operator.truediv,
 }
 # How torch prints functions of sizes (torch/utils/_sympy/functions.py), and what they are.
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -44,6 +45,19 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "CleanDiv": lambda a, b: sympy.floor(a / b),
     "CeilDiv": lambda a, b: sympy.ceiling(a / b),
     "ModularIndexing": lambda a, b, c: sympy.Mod(sympy.floor(a / b), c),
+    "IntTrueDiv": operator.truediv,
+    "FloatTrueDiv": operator.truediv,
+    "CeilToInt": sympy.ceiling,
+    "FloorToInt": sympy.floor,
+    "TruncToInt": sympy.floor,  # sizes are positive
+    "TruncToFloat": sympy.floor,
+    "RoundToInt": lambda a: sympy.floor(a + sympy.Rational(1, 2)),
+    "ToFloat": lambda a: a,
+    "Identity": lambda a: a,
+    "PowByNatural": operator.pow,
+    "FloatPow": operator.pow,
+    "LShift": lambda a, b: a * 2**b,
+    "RShift": lambda a, b: sympy.floor(a / 2**b),
 }
 # A size nobody would ask for: 2**40.
 _MOST = 1 << 40
@@ -56,15 +70,20 @@ def parse(text: str) -> sympy.Expr:
         ValueError: it holds anything but whole numbers, symbols and functions that are known.
     """
     try:
-        return sympy.sympify(_read(ast.parse(text, mode="eval").body))
+        size = sympy.sympify(_read(ast.parse(text, mode="eval").body))
     except (SyntaxError, RecursionError, ZeroDivisionError) as error:
         raise ValueError(f"{text!r} is no size: {error}") from error
+    if size.is_number and not size.is_integer:
+        raise ValueError(f"{text!r} is no size: it is no whole number")
+    return size
 
 
 def _read(node: ast.expr) -> Any:
     match node:
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return sympy.Integer(value)
+        case ast.Constant(value=float(value)):
+            return sympy.nsimplify(value, rational=True)  # exact, as far as its digits go
         case ast.Name(id=name):
             return sympy.Symbol(name, integer=True, positive=True)
         case ast.UnaryOp(op=ast.USub(), operand=inner):
@@ -138,8 +157,8 @@ def peak_formula(problem: Problem, schedule: Schedule) -> PeakFormula:
         ValueError: a value's size is none that can be read.
     """
     known = {size.symbol: size.hint for size in problem.sizes}
-    weights, terms = _weights(problem, known)
-    rows = _largest(_moments(problem, measure(problem, schedule), weights))
+    weights, terms, at_hint = _weights(problem, known)
+    rows = _largest(_moments(problem, measure(problem, schedule), weights, at_hint))
     return PeakFormula(terms, tuple(tuple(map(int, row)) for row in rows), known)
 
 
@@ -157,7 +176,7 @@ def resized(problem: Problem, sizes: Mapping[str, int]) -> Problem:
         ValueError: a value's size is none that can be read.
     """
     known = {size.symbol: size.hint for size in problem.sizes} | dict(sizes)
-    weights, terms = _weights(problem, known)
+    weights, terms, at_hint = _weights(problem, known)
     numbers = [int(number) for number in _function(terms, known)(*known.values())]
 
     def weigh(row: np.ndarray[Any, Any]) -> int:
@@ -168,7 +187,9 @@ def resized(problem: Problem, sizes: Mapping[str, int]) -> Problem:
         for value, row in zip(problem.values, weights, strict=True)
     )
     ops = tuple(
-        replace(op, workspace=weigh(_workspace(problem, i, weights))) if op.workspace else op
+        replace(op, workspace=weigh(_workspace(problem, i, weights, at_hint)))
+        if op.workspace
+        else op
         for i, op in enumerate(problem.ops)
     )
     hints = tuple(replace(size, hint=known[size.symbol]) for size in problem.sizes)
@@ -184,8 +205,8 @@ def _function(terms: Sequence[sympy.Expr], symbols: Mapping[str, int]) -> Callab
 
 def _weights(
     problem: Problem, known: Mapping[str, int]
-) -> tuple[np.ndarray[Any, Any], tuple[sympy.Expr, ...]]:
-    """Return what each value counts of each term, and the terms."""
+) -> tuple[np.ndarray[Any, Any], tuple[sympy.Expr, ...], np.ndarray[Any, Any]]:
+    """Return what each value counts of each term, the terms, and their numbers at the hints."""
     read: dict[str, dict[sympy.Expr, int]] = {}
     for text in dict.fromkeys(value.expr for value in problem.values):
         expr = parse(text) if text else sympy.Integer(0)
@@ -197,17 +218,24 @@ def _weights(
     terms = (sympy.Integer(1), *sorted(found, key=str))
     place = {term: k for k, term in enumerate(terms)}
     weights = np.zeros((len(problem.values), len(terms)), dtype=np.int64)
+    hints = {size.symbol: size.hint for size in problem.sizes}
+    numbers = np.array(_function(terms, hints)(*hints.values()), dtype=np.int64)
     for v, value in enumerate(problem.values):
         if value.expr and value.bytes and value.expr in read:
             for term, number in read[value.expr].items():
                 weights[v, place[term]] = number
+            # What an allocator rounds up to blocks is taken as constant.
+            weights[v, 0] += value.bytes - weights[v] @ numbers
         else:
             weights[v, 0] = value.bytes
-    return weights, terms
+    return weights, terms, numbers
 
 
 def _moments(
-    problem: Problem, lives: Liveness, weights: np.ndarray[Any, Any]
+    problem: Problem,
+    lives: Liveness,
+    weights: np.ndarray[Any, Any],
+    at_hint: np.ndarray[Any, Any],
 ) -> np.ndarray[Any, Any]:
     """Return what is in memory at each moment, by terms."""
     order = lives.trace.order
@@ -218,11 +246,13 @@ def _moments(
     live = np.cumsum(change[: len(order)], axis=0)
     np.subtract.at(live, lives.start[lives.taken], size[lives.taken])
     for i in np.flatnonzero(problem.tables.workspace).tolist():
-        live[order == i] += _workspace(problem, i, weights)
+        live[order == i] += _workspace(problem, i, weights, at_hint)
     return live
 
 
-def _workspace(problem: Problem, i: int, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _workspace(
+    problem: Problem, i: int, weights: np.ndarray[Any, Any], at_hint: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
     """Return the workspace of an op by terms: in proportion to what it reads and makes."""
     op = problem.ops[i]
     touched = [*op.inputs, *op.outputs]
@@ -233,6 +263,7 @@ def _workspace(problem: Problem, i: int, weights: np.ndarray[Any, Any]) -> np.nd
     if not total or not share[1:].any():
         return plain
     grown: np.ndarray[Any, Any] = -(-op.workspace * share // total)
+    grown[0] += op.workspace - grown @ at_hint  # no more than planned at the hints
     return grown
 
 

@@ -181,7 +181,7 @@ class _Builder:
         """Make a value for a node that owns storage."""
         found = costs.tensors(node.meta.get("val"))
         sizes: list[Any] = [self._size(t, node) for t in found]
-        size = sum(map(costs.hint, sizes))
+        size = sum(costs.allocated(costs.hint(s), self.device) for s in sizes)
         symbolic = any(isinstance(s, torch.SymInt) for s in sizes)
         expr = " + ".join(str(getattr(s, "node", s)) for s in sizes) if symbolic else ""
         self.value_of[node] = len(self.values)
@@ -209,8 +209,9 @@ class _Builder:
         val = node.meta.get("val")
         if node.op == "placeholder" and _torch.is_tangent(node) and isinstance(val, torch.Tensor):
             # Autograd makes the gradient of a scalar loss itself, between forward and backward.
-            return costs.nbytes(val) if val.dim() == 0 else 0
-        return costs.channels_last_copy(node) if node in self.turned else 0
+            return costs.allocated(costs.nbytes(val), self.device) if val.dim() == 0 else 0
+        turned = costs.channels_last_copy(node) if node in self.turned else 0
+        return costs.allocated(turned, self.device)
 
     def reads(self, node: fx.Node) -> tuple[int, ...]:
         """Return the values that a node reads, in order and without repeats."""
@@ -260,7 +261,8 @@ class _Builder:
             return n, inputs, (self.add_value(n, index),), 0
         out = tuple(self.add_value(g, index) for g in leaves)
         self.tuple_values[n] = list(out)
-        unread = sum(map(costs.nbytes, costs.tensors(n.meta.get("val"))))
+        made = map(costs.nbytes, costs.tensors(n.meta.get("val")))
+        unread = sum(costs.allocated(size, self.device) for size in made)
         unread -= sum(self.values[v].bytes for v in out)
         return n, inputs, out, max(0, unread)
 
@@ -345,7 +347,9 @@ def capture(
                 random=not backward and rules.is_random(n),
                 heavy=device == "cpu" and costs.is_heavy(n),
                 inplace=is_wait(n) or (b.inductor and (kind is Kind.POINTWISE or joined)),
-                workspace=workspace + workspace_of(n, bool(b.turned), device),
+                workspace=costs.allocated(
+                    workspace + workspace_of(n, bool(b.turned), device), device
+                ),
                 source=rules.source_of(n),
                 module=rules.module_of(n),
             )

@@ -152,6 +152,16 @@ def nbytes(tensor: torch.Tensor) -> int:
     return hint(tensor.numel()) * tensor.dtype.itemsize
 
 
+# torch hands out a GPU's memory in blocks of so many bytes (kMinBlockSize of
+# c10/core/CachingDeviceAllocator.h), on a CPU to the byte.
+_BLOCK = 512
+
+
+def allocated(size: int, device: str) -> int:
+    """Return the bytes that torch's allocator takes for ``size`` on a type of device."""
+    return -(-size // _BLOCK) * _BLOCK if device == "cuda" else size
+
+
 def packet(node: fx.Node) -> Any:
     """Return the overload packet (``aten.mm``) that a node calls, or its target."""
     return getattr(node.target, "overloadpacket", node.target)

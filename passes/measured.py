@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -107,19 +108,37 @@ def measure(node: fx.Node, channels_last: bool = False) -> float | None:
 
 
 def extra_bytes(node: fx.Node, channels_last: bool = False) -> int | None:
-    """Return the most bytes that a call on a CPU holds beside what it returns.
+    """Return the most bytes that a call holds on its device beside what it returns.
 
-    None where it does not run on made-up data. As for :func:`measure`, and with no profiler on: it
-    takes one.
+    None where it does not run on made-up data. As for :func:`measure`, and on a CPU with no
+    profiler on: it takes one. On a GPU it is all that the call allocates, also what it frees before
+    it allocates more: at most that is held, and what is held at once can only be seen by resetting
+    the peak that the user may be watching.
     """
-    return _on_made_up_data(node, channels_last, _extra_bytes)
+    gpu = next((t.device for t in _of(node) if t.is_cuda), None)
+    ask = _extra_on_cpu if gpu is None else partial(_extra_on_gpu, gpu)
+    return _on_made_up_data(node, channels_last, ask)
 
 
-def _extra_bytes(run: Callable[[], Any]) -> int:
+def _extra_on_cpu(run: Callable[[], Any]) -> int:
     run()  # what libraries keep for good is allocated here
     out, found = allocations(run)
     held = np.cumsum([0, *(size for _, size in found)])
     return int(held.max()) - sum(map(costs.nbytes, costs.tensors(out)))
+
+
+def _extra_on_gpu(device: torch.device, run: Callable[[], Any]) -> int:
+    run()
+    before = _allocated_by_now(device)
+    out = run()
+    made = (t for t in costs.tensors(out) if t.is_cuda)
+    kept = sum(costs.allocated(costs.nbytes(t), "cuda") for t in made)
+    return max(0, _allocated_by_now(device) - before - kept)
+
+
+def _allocated_by_now(device: torch.device) -> int:
+    """Return the bytes that this process has ever allocated on a GPU, in the allocator's blocks."""
+    return int(torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"])
 
 
 Answer = TypeVar("Answer")
@@ -165,9 +184,22 @@ def _on_made_up_data(
             args, kwargs = fx.node.map_arg(
                 (node.args, node.kwargs), lambda n: _make(n.meta.get("val"), channels_last)
             )
+            args = _without_dropout(op, args)
             return ask(lambda: op(*args, **kwargs))
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
             return None  # an op may refuse made-up data, and memory may be short: nothing is known
+
+
+def _without_dropout(op: Any, args: Any) -> tuple[Any, ...]:
+    """Return the arguments of a call with no dropout in attention.
+
+    Its backward draws the mask again, by a generator's state that it reads through a pointer: on a
+    CPU, whatever device fake tensors say that the state is on. A made-up one would end the process.
+    """
+    names = [argument.name for argument in op._schema.arguments]
+    return tuple(
+        0.0 if name == "dropout_p" else given for name, given in zip(names, args, strict=False)
+    )
 
 
 def _of(node: fx.Node) -> list[torch.Tensor]:

@@ -102,7 +102,8 @@ def _saved(captured: Capture, emission: Emission) -> dict[str, int]:
     held = {captured.problem.values[v].name for v in captured.problem.forward_outputs}
     for n in emission.crossing:
         if n.op != "placeholder":
-            sizes[n.name] = sum(map(costs.nbytes, costs.tensors(n.meta.get("val"))))
+            saved = costs.tensors(n.meta.get("val"))
+            sizes[n.name] = sum(costs.allocated(costs.nbytes(t), t.device.type) for t in saved)
         elif joint.get(n.name) in captured.turned:
             # The forward saves its copy of the input in the input's place.
             sizes[n.name] = costs.channels_last_copy(joint[n.name])
@@ -194,7 +195,10 @@ def _live(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> list[i
         # A call may return a view of what it reads (complex numbers are left to eager), or write
         # into a part of a concatenation that is allocated for it.
         views[name] = life.buffer.get_aliases()
-        made[name], freed[name] = life.size_alloc, life.size_free
+        device = getattr(life.buffer.node.get_device(), "type", "")
+        made[name], freed[name] = (
+            costs.allocated(size, device) for size in (life.size_alloc, life.size_free)
+        )
         if views[name]:
             made[name] = freed[name] = 0
     for name in reversed(views):

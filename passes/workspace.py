@@ -1,13 +1,15 @@
 """What library calls allocate for themselves while they run, which no node of a graph shows.
 
-The figures are of libraries on a CPU: oneDNN's layouts and scratchpads, and the threads of flash
-attention. Each formula was held against the allocator (``tests/test_odd_nets.py``); where they err,
-it is upwards. Of a GPU only flash attention's own sums are known, by its source.
+The formulas are of libraries on a CPU: oneDNN's layouts and scratchpads, and the threads of flash
+attention. Each was held against the allocator (``tests/test_odd_nets.py``); where they err, it is
+upwards. On a GPU each distinct call of a library is run once to see; without the GPU only flash
+attention's own sums are known, by its source.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from functools import cache, partial
 from typing import Any
 
@@ -70,7 +72,7 @@ def workspace_of(node: fx.Node, channels_last: bool, device: str) -> int:
     if inside := bodies(node):
         within = partial(workspace_of, channels_last=channels_last, device=device)
         return max(held(b, within) for b in inside)
-    known = _of_cpu(node, channels_last) if device == "cpu" else _of_gpu(node)
+    known = _of_cpu(node, channels_last) if device == "cpu" else _of_gpu(node, channels_last)
     if known is not None:
         return known
     return sum(map(nbytes, tensors(node.meta.get("val")))) if is_random(node) else 0
@@ -88,8 +90,20 @@ def _of_cpu(node: fx.Node, channels_last: bool) -> int | None:
     return None
 
 
-def _of_gpu(node: fx.Node) -> int | None:
+# Libraries' calls on a GPU: they take any numbers, and each allocates as it sees fit.
+_LIBRARY = re.compile(r"mm|bmm|addmm|baddbmm|convolution|_scaled_dot_product_\w+_attention")
+
+
+def _of_gpu(node: fx.Node, channels_last: bool) -> int | None:
     """Return the same of a GPU, as far as it is known."""
+    name = getattr(packet(node), "__name__", "").removesuffix("_backward")
+    on_gpu = all(t.is_cuda for t in tensors(node.meta.get("val")))
+    if _LIBRARY.fullmatch(name) and on_gpu and torch.cuda.is_available():
+        key = (signature(node, channels_last), 0)
+        if key not in _allocated:
+            _allocated[key] = extra_bytes(node, channels_last)
+        if (found := _allocated[key]) is not None:
+            return found
     if packet(node) in _FLASH_BACKWARDS:
         return _flash_backward_workspace(*(_value(a) for a in node.args[1:3]))
     return None

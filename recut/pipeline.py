@@ -277,11 +277,15 @@ def _warn_of_foreign(label: str, described: str, device: str) -> None:
     )
 
 
-def _formula(problem: Problem, plan: Plan) -> PeakFormula:
-    """Return the peak of a plan at any sizes."""
+def _formula(problem: Problem, plan: Plan) -> PeakFormula | None:
+    """Return the peak of a plan at any sizes; None, and a warning, where a size cannot be read."""
     from recut.partitioners.sizes import peak_formula  # sympy, which not every graph needs
 
-    return peak_formula(problem, plan.schedule)
+    try:
+        return peak_formula(problem, plan.schedule)
+    except ValueError as error:
+        log.warning("what the graph's peak is at other sizes is not known: %s", error)
+        return None
 
 
 def _written(joint: fx.GraphModule) -> str:

@@ -137,6 +137,10 @@ def symbolic(
     symbols = {s.symbol: by_size[s.hint] for s in found.problem.sizes if s.hint in by_size}
     if not symbols or len(symbols) < len(found.problem.sizes):
         return "its graph takes the size as a constant"
+    try:
+        resized(found.problem, {})
+    except ValueError as error:
+        return str(error)
     return Symbolic(found, symbols, seconds)
 
 

@@ -107,8 +107,8 @@ def test_a_program_that_differs_or_is_over_its_budget_is_told(monkeypatch):
     with pytest.raises(fuzzing.WrongProgramError, match=r"budget 1\.0: 1000000000 bytes held"):
         fuzzing.check(35)
     monkeypatch.undo()
-    want, written = fuzzing._eager(35)
-    monkeypatch.setattr(fuzzing, "_eager", lambda _: (want, written + 1))
+    want, written = fuzzing._eager(35, "cpu")
+    monkeypatch.setattr(fuzzing, "_eager", lambda *_: (want, written + 1))
     with pytest.raises(fuzzing.WrongProgramError, match=r"budget 1\.0: written input"):
         fuzzing.check(35)
 
@@ -116,7 +116,8 @@ def test_a_program_that_differs_or_is_over_its_budget_is_told(monkeypatch):
 def test_a_run_goes_on_where_it_was_cut_short(tmp_path, monkeypatch, capsys):
     seen = []
 
-    def check(seed):
+    def check(seed, device):
+        assert device == "cpu"
         seen.append(seed)
         if seed == 7:
             raise fuzzing.WrongProgramError("budget 1.0: wrong")

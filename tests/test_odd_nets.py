@@ -7,11 +7,14 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 import recut
 from benchmarks import measure
+from recut.passes.capture import capture
 from recut.passes.costs import flops_of
+from recut.passes.measured import _without_dropout
 from recut.passes.workspace import workspace_of
 
 pytestmark = [
@@ -236,6 +239,29 @@ def test_attention_in_groups_has_the_flops_of_each_head():
         call.meta["val"] = torch.empty(2, 8, 64, 16, device="meta")
         counted.append(flops_of(call))
     assert counted[0] == counted[1] > 0
+
+
+def test_on_a_gpu_values_take_the_allocators_blocks():
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return torch.tanh(x @ w).sum()
+
+    x, w = torch.randn(7, 3), torch.randn(3, 5, requires_grad=True)
+    graph = make_fx(lambda x, w: torch.autograd.grad(f(x, w), w))(x, w)
+    here, there = (
+        {v.bytes for v in capture(graph, num_fwd_outputs=0, device=d).problem.values if v.bytes}
+        for d in ("cpu", "cuda")
+    )
+    assert 7 * 5 * 4 in here
+    assert there == {512}
+
+
+def test_made_up_attention_has_no_dropout():
+    call = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+    names = [argument.name for argument in call._schema.arguments]
+    given = tuple(range(1, len(names) - 1))
+    made = _without_dropout(call, given)
+    assert [n for n, a, b in zip(names, given, made, strict=False) if a != b] == ["dropout_p"]
+    assert made[names.index("dropout_p")] == 0.0
 
 
 @pytest.mark.parametrize(("heads", "more"), [(8, 0), (2, 2 * 2 * 8 * 100 * 64 * 2)])

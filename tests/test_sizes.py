@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from torch import nn
 
 import recut
 from benchmarks import measure
+from recut.partitioners import sizes as of_sizes
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import CPU
 from recut.partitioners.planner import Planner
@@ -107,6 +109,21 @@ def test_the_largest_size_is_the_last_that_fits():
         formula.at({"s9": 1})
 
 
+def test_blocks_and_workspaces_are_exact_at_the_sizes_that_were_planned():
+    rng = random.Random("blocks")
+    for seed in range(12):
+        problem = with_sizes(random_problem(seed, "inductor"), seed)
+        # As a GPU's allocator hands memory out, and with what libraries take.
+        values = [replace(v, bytes=-(-v.bytes // 512) * 512) for v in problem.values]
+        ops = [replace(op, workspace=rng.choice((0, 513, 70_001))) for op in problem.ops]
+        problem = replace(problem, values=tuple(values), ops=tuple(ops))
+        schedule = Planner(problem, CPU).fastest
+        formula = peak_formula(problem, schedule)
+        assert formula.at({}) == evaluate(problem, schedule).peak
+        assert formula.at({"s0": 5003, "s1": 9001}) > formula.at({})
+        assert resized(problem, {}) == problem
+
+
 def test_without_symbols_the_formula_is_the_peak():
     for problem in map(random_problem, range(5)):
         schedule = Planner(problem, CPU).fastest
@@ -122,6 +139,13 @@ def test_sizes_are_read_as_torch_prints_them():
     assert parse("((s0 + 1)//2)") == sympy.floor((s0 + 1) / sympy.Integer(2))
     assert parse("Max(1, s0)").subs(s0, 7) == 7
     assert parse("-s0**2 % 3").subs(s0, 4) == -16 % 3
+    # What memory-efficient attention pads its sums to.
+    assert [parse("128*CeilToInt(IntTrueDiv(s0, 32))").subs(s0, n) for n in (1, 32, 33)] == [
+        128,
+        128,
+        256,
+    ]
+    assert parse("TruncToInt(1.5*ToFloat(s0))").subs(s0, 3) == 4
 
 
 @pytest.mark.parametrize(
@@ -192,6 +216,31 @@ def test_the_report_says_up_to_which_size_a_budget_holds(monkeypatch):
     most = report.formula.largest(size.symbol, report.budget)
     assert f"planned for x.size()[0] = 200 (the budget holds up to {most})" in report.line()
     assert report.formula.at({size.symbol: most}) <= 2 * 2**20
+
+
+def test_a_size_that_cannot_be_read_costs_the_formula_and_not_the_plan(monkeypatch, caplog):
+    monkeypatch.delitem(of_sizes._FUNCTIONS, "CeilToInt")
+    module = Padded()
+    x = torch.randn(200, WIDTH, dtype=torch.float64)
+    torch._dynamo.mark_dynamic(x, 0)
+    by_dynamo(module.double())(x).backward()
+    (report,) = recut.reports()
+    assert report.formula is None
+    assert "CeilToInt" in caplog.text
+    assert "holds up to" not in report.line()
+
+
+class Padded(nn.Module):
+    """It makes a tensor of as many rows as its input has, rounded up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        y = torch.tanh(self.layer(x))
+        rows = math.ceil(x.shape[0] / 32) * 32
+        return (torch.nn.functional.pad(y, (0, 0, 0, rows - x.shape[0])) ** 3).sum()
 
 
 def test_kernels_hold_what_the_formula_says_at_other_sizes():
