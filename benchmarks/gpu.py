@@ -32,7 +32,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
                 machine = options.machine or _own_machine(options.output)
                 bench = Bench(size, device, machine)
                 try:
-                    with turns(options.turns, measure.release) if options.turns else nullcontext():
+                    with turns(options.turns):
                         complete = _run(part, bench, options, clock, progress)
                 except ForeignRecordError as error:
                     return _refuse(str(error))

@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -192,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     host = this_host(options.device)
     machine = calibrated(host) or described(host.device, host.product)
-    with turns(options.turns, measure.release) if options.turns else nullcontext():
+    with turns(options.turns):
         for name in options.models:
             if not _file(options.output, name).exists() or options.force:
                 _measure(name, options, machine)

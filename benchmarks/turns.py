@@ -15,17 +15,24 @@ from unittest import mock
 import torch
 from torch._dynamo.callback import callback_handler
 
+from benchmarks import measure
+
 
 @contextmanager
-def turns(path: Path, before_leaving: Callable[[], object]) -> Iterator[None]:
+def turns(
+    path: Path | None, before_leaving: Callable[[], object] = measure.release
+) -> Iterator[None]:
     """Hold a lock inside the block, and leave it to others whenever this process compiles.
 
     Backwards are compiled with their forwards, so that nothing of a step is alive meanwhile.
 
     Args:
-        path: the file to lock; made where it is missing.
+        path: the file to lock, made where it is missing; None for a device of one's own.
         before_leaving: called before others may go on: gives back memory.
     """
+    if path is None:
+        yield
+        return
 
     def leave(_: object) -> None:
         before_leaving()

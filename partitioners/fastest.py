@@ -36,9 +36,9 @@ def fastest(problem: Problem, machine: Machine, cheapest: frozenset[int] | None 
         cheapest: :func:`cheapest_cut`, where it is known already.
     """
     first = cheapest_cut(problem) if cheapest is None else cheapest
-    cuts = [first, *(_cut(problem, factor) for factor in _FACTORS), _lean(problem)]
+    cuts = [first, *(_cut(problem, factor) for factor in _FACTORS)]
     if problem.compiler == "inductor":
-        cuts.append(by_bytes(problem))
+        cuts += [_lean(problem), by_bytes(problem)]
     schedules = {saved: lazy_schedule(problem, saved) for saved in cuts}
     if len(schedules) == 1:
         return schedules[first]

@@ -222,10 +222,8 @@ def test_a_mode_trains_as_stock_does(mode, budget):
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_users_triton_kernel(budget):
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from gpu_kernels import doubled_sine
-
-    assert triton.__version__
 
     class Mine(torch.autograd.Function):
         @staticmethod
@@ -286,7 +284,7 @@ def test_costs_are_measured_on_the_gpu():
     state = torch.cuda.get_rng_state()
     got = gradients(compiled(module, 0.6, costs="measure"), module, x)
     assert_near(got, want, 0.06)
-    assert not torch.equal(state, torch.zeros_like(state))
+    assert torch.equal(torch.cuda.get_rng_state(), state)  # measuring draws no random numbers
     (report,) = recut.reports()
     assert report.bases["measured"] > 0
 
