@@ -4,8 +4,7 @@ Each program is traced once, planned, and run op by op at three budgets. After t
 gradients, buffers, written inputs and the generator's state must be eager's; no step may hold more
 than its plan counts, and no plan more than its budget. With ``--inductor`` each program is compiled
 at one of the budgets, and its kernels are held to it; with ``--device cuda`` all of it is on a GPU.
-A run that was cut short goes on where it
-stood when it is started again.
+A run that was cut short goes on where it stood when it is started again.
 """
 
 from __future__ import annotations

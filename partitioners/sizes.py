@@ -157,7 +157,7 @@ def peak_formula(problem: Problem, schedule: Schedule) -> PeakFormula:
         ValueError: a value's size is none that can be read.
     """
     known = {size.symbol: size.hint for size in problem.sizes}
-    weights, terms, at_hint = _weights(problem, known)
+    weights, terms, at_hint = _weights(problem)
     rows = _largest(_moments(problem, measure(problem, schedule), weights, at_hint))
     return PeakFormula(terms, tuple(tuple(map(int, row)) for row in rows), known)
 
@@ -176,7 +176,7 @@ def resized(problem: Problem, sizes: Mapping[str, int]) -> Problem:
         ValueError: a value's size is none that can be read.
     """
     known = {size.symbol: size.hint for size in problem.sizes} | dict(sizes)
-    weights, terms, at_hint = _weights(problem, known)
+    weights, terms, at_hint = _weights(problem)
     numbers = [int(number) for number in _function(terms, known)(*known.values())]
 
     def weigh(row: np.ndarray[Any, Any]) -> int:
@@ -204,13 +204,14 @@ def _function(terms: Sequence[sympy.Expr], symbols: Mapping[str, int]) -> Callab
 
 
 def _weights(
-    problem: Problem, known: Mapping[str, int]
+    problem: Problem,
 ) -> tuple[np.ndarray[Any, Any], tuple[sympy.Expr, ...], np.ndarray[Any, Any]]:
     """Return what each value counts of each term, the terms, and their numbers at the hints."""
+    hints = {size.symbol: size.hint for size in problem.sizes}
     read: dict[str, dict[sympy.Expr, int]] = {}
     for text in dict.fromkeys(value.expr for value in problem.values):
         expr = parse(text) if text else sympy.Integer(0)
-        if {s.name for s in expr.free_symbols} <= known.keys():
+        if {s.name for s in expr.free_symbols} <= hints.keys():
             parts = sympy.expand(expr).as_coefficients_dict()
             if all(number.is_integer for number in parts.values()):
                 read[text] = {term: int(number) for term, number in parts.items()}
@@ -218,7 +219,6 @@ def _weights(
     terms = (sympy.Integer(1), *sorted(found, key=str))
     place = {term: k for k, term in enumerate(terms)}
     weights = np.zeros((len(problem.values), len(terms)), dtype=np.int64)
-    hints = {size.symbol: size.hint for size in problem.sizes}
     numbers = np.array(_function(terms, hints)(*hints.values()), dtype=np.int64)
     for v, value in enumerate(problem.values):
         if value.expr and value.bytes and value.expr in read:
