@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+from uuid import uuid4
 
 from recut.errors import SettingError
 from recut.partitioners.difference import graph_difference
@@ -33,14 +34,14 @@ def cache_folder() -> Path:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file under a temporary name, then rename it; others may read it as the umask says."""
+    # tempfile's own files are for their owner alone, also when renamed.
+    temporary = path.with_name(f".{path.name[:100]}.{uuid4().hex}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

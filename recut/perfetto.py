@@ -1,4 +1,4 @@
-"""The memory of a step as a trace that Perfetto and chrome://tracing open: counters and ops.
+"""The memory of a step as a trace that Perfetto opens: counters and ops.
 
 The trace's clock is the predicted one: each entry of the schedule takes its op's own price, so what
 Inductor fuses looks longer here than it runs. Counters show bytes by use; they add up to what the
@@ -13,8 +13,8 @@ from typing import Any
 from recut.partitioners.decisions import Use
 from recut.planned import PlannedGraph
 
-# Entries without a price (views of sizes, checks) get this long, in seconds, to stay visible.
-_SHORTEST = 1e-7
+# Entries without a price (views of sizes, checks) get this long, in nanoseconds, to stay visible.
+_SHORTEST = 100
 _PROCESS = 1
 _FORWARD, _BACKWARD = 1, 2
 
@@ -28,17 +28,18 @@ def memory_trace(graph: PlannedGraph) -> str:
         _named("thread_name", _FORWARD, "forward"),
         _named("thread_name", _BACKWARD, "backward"),
     ]
-    clock, before = 0.0, ""
+    clock, before = 0, ""  # whole nanoseconds: viewers nest slices that overlap by rounding
     for t, i in enumerate((*schedule.forward, *schedule.backward)):
         now = {use.value: series[use][t] for use in Use if use in series}
         # A counter keeps its value until the next one.
         if (text := repr(now)) != before:
             events.append(_counter("memory", clock, now))
             before = text
-        seconds = max(problem.ops[i].seconds, _SHORTEST)
-        events.append(_slice(graph, t, i, clock, seconds))
-        clock += seconds
-    events.append(_counter("budget", 0.0, {"budget": graph.plan.budget}))
+        duration = max(round(problem.ops[i].seconds * 1e9), _SHORTEST)
+        events.append(_slice(graph, t, i, clock, duration))
+        clock += duration
+    # Twice: some viewers draw nothing of a counter with one value.
+    events += [_counter("budget", end, {"budget": graph.plan.budget}) for end in (0, clock)]
     about = {"peak": graph.peak, "budget": graph.plan.budget, "moments": len(line.live)}
     trace = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
     return json.dumps(trace, separators=(",", ":")) + "\n"
@@ -48,11 +49,11 @@ def _named(what: str, thread: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "pid": _PROCESS, "tid": thread, "name": what, "args": {"name": name}}
 
 
-def _counter(name: str, clock: float, args: dict[str, int]) -> dict[str, Any]:
-    return {"ph": "C", "pid": _PROCESS, "name": name, "ts": round(clock * 1e6, 3), "args": args}
+def _counter(name: str, clock: int, args: dict[str, int]) -> dict[str, Any]:
+    return {"ph": "C", "pid": _PROCESS, "name": name, "ts": clock / 1e3, "args": args}
 
 
-def _slice(graph: PlannedGraph, t: int, i: int, clock: float, seconds: float) -> dict[str, Any]:
+def _slice(graph: PlannedGraph, t: int, i: int, clock: int, duration: int) -> dict[str, Any]:
     op, decision = graph.problem.ops[i], graph.decisions[i]
     args = {
         "moment": t,
@@ -67,8 +68,8 @@ def _slice(graph: PlannedGraph, t: int, i: int, clock: float, seconds: float) ->
         "tid": _FORWARD if t < graph.timeline.split else _BACKWARD,
         "name": op.name,
         "cat": decision.choice.value,
-        "ts": round(clock * 1e6, 3),
-        "dur": round(seconds * 1e6, 3),
+        "ts": clock / 1e3,
+        "dur": duration / 1e3,
         "args": {key: value for key, value in args.items() if value != ""},
     }
 

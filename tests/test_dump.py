@@ -229,6 +229,17 @@ def test_the_index_shows_every_folder_that_is_there(tmp_path):
     assert page.count("its summary cannot be read") == 2
 
 
+def test_pages_and_folders_may_be_read_as_the_umask_says(tmp_path):
+    before = os.umask(0o022)
+    try:
+        made = dump_graph(tmp_path, {"a": ""})
+        write_index(tmp_path)
+    finally:
+        os.umask(before)
+    modes = [p.stat().st_mode & 0o777 for p in (made, made / "a", tmp_path / "index.html")]
+    assert modes == [0o755, 0o644, 0o644]
+
+
 def test_whoever_writes_the_index_last_has_seen_all_folders(monkeypatch, tmp_path):
     written = dump_module.write_atomic
 

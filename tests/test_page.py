@@ -242,7 +242,7 @@ def test_the_trace_keeps_to_the_trace_event_format(graph):
     assert trace["displayTimeUnit"] in ("ms", "ns")
     events = trace["traceEvents"]
     number = (int, float)
-    ends: dict[tuple[int, int], float] = {}
+    ends: dict[tuple[int, int], int] = {}
     series: dict[str, set[str]] = {}
     named = set()
     for event in events:
@@ -263,14 +263,18 @@ def test_the_trace_keeps_to_the_trace_event_format(graph):
                 assert event["dur"] > 0
                 assert type(event["cat"]) is str
                 assert event["tid"] in named
-                # Slices of a thread lie side by side or in one another, but for rounding.
+                # Slices of a thread lie side by side, to the nanosecond: Perfetto's clock.
                 thread = event["pid"], event["tid"]
-                assert event["ts"] >= ends.get(thread, 0.0) - 0.0021
-                ends[thread] = event["ts"] + event["dur"]
+                start, duration = (round(event[key] * 1000) for key in ("ts", "dur"))
+                assert start / 1000 == event["ts"]
+                assert start >= ends.get(thread, 0)
+                ends[thread] = start + duration
             case other:
                 raise AssertionError(f"{other} is no kind of event that is written")
     assert len(ends) == 2
     assert set(series) == {"memory", "budget"}
+    budget = [e["ts"] for e in events if e["name"] == "budget"]
+    assert [round(t * 1000) for t in budget] == [0, max(ends.values())]
 
 
 def test_the_counters_of_the_trace_add_up_to_the_timeline(graph):
