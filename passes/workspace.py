@@ -41,7 +41,7 @@ _BLOCK = 16 if _WIDE else 8
 _HALF = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 # A scalar or two that are alive beside a convolution in a step, and not in a run of it alone.
 _SPARE = 64
-# What convolutions were seen to allocate, by signature and number of threads.
+# What calls were seen to allocate, by signature and number of threads.
 _allocated: dict[tuple[str, int], int | None] = {}
 
 
@@ -98,15 +98,23 @@ def _of_gpu(node: fx.Node, channels_last: bool) -> int | None:
     """Return the same of a GPU, as far as it is known."""
     name = getattr(packet(node), "__name__", "").removesuffix("_backward")
     on_gpu = all(t.is_cuda for t in tensors(node.meta.get("val")))
-    if _LIBRARY.fullmatch(name) and on_gpu and torch.cuda.is_available():
-        key = (signature(node, channels_last), 0)
-        if key not in _allocated:
-            _allocated[key] = extra_bytes(node, channels_last)
-        if (found := _allocated[key]) is not None:
-            return found
+    runs = _LIBRARY.fullmatch(name) and on_gpu and torch.cuda.is_available()
+    if runs and (found := _seen(node, channels_last)) is not None:
+        return found
     if packet(node) in _FLASH_BACKWARDS:
         return _flash_backward_workspace(*(_value(a) for a in node.args[1:3]))
     return None
+
+
+def _seen(node: fx.Node, channels_last: bool) -> int | None:
+    """Return what a call allocates beside its results, as one run of it shows; None if none can."""
+    key = (signature(node, channels_last), torch.get_num_threads())
+    if key not in _allocated:
+        on_gpu = any(t.is_cuda for t in tensors(node.meta.get("val")))
+        if not on_gpu and _torch.profiler_enabled():  # the user's: there is one at a time
+            return None
+        _allocated[key] = extra_bytes(node, channels_last)
+    return _allocated[key]
 
 
 def _matmul_workspace(node: fx.Node, first: int) -> int:
@@ -134,12 +142,7 @@ def _convolution_workspace(node: fx.Node, channels_last: bool) -> int:
     It is run to see: which of oneDNN's kernels answers, and what that copies, depends on shapes,
     strides and the processor.
     """
-    key = (signature(node, channels_last), torch.get_num_threads())
-    if key not in _allocated:
-        if _torch.profiler_enabled():  # the user's: there is one profiler at a time
-            return _convolution_copies(node, channels_last)
-        _allocated[key] = extra_bytes(node, channels_last)
-    found = _allocated[key]
+    found = _seen(node, channels_last)
     if found is None:
         return _convolution_copies(node, channels_last)
     # Made-up images lie densely where they are turned.
