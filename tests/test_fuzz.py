@@ -101,14 +101,31 @@ def test_a_copy_into_a_slice_takes_what_lies_around_it():
     fuzzing.check(39)
 
 
-def test_a_program_that_differs_or_is_over_its_budget_is_told(monkeypatch):
+def test_a_program_over_its_budget_is_told(monkeypatch):
     fixed = property(lambda _: 10**9, lambda *_: None)
     monkeypatch.setattr(Held, "peak", fixed, raising=False)
     with pytest.raises(fuzzing.WrongProgramError, match=r"budget 1\.0: 1000000000 bytes held"):
         fuzzing.check(35)
-    monkeypatch.undo()
-    want, written = fuzzing._eager(35, "cpu")
-    monkeypatch.setattr(fuzzing, "_eager", lambda *_: (want, written + 1))
+
+
+class Wrong(Traced):
+    """Adds one to what a program writes."""
+
+    def __call__(self, *inputs):
+        out = super().__call__(*inputs)
+        inputs[3].add_(1)
+        return out
+
+
+def test_a_program_that_differs_is_told_unless_torch_differs_alike(monkeypatch):
+    eager = fuzzing._left_by_eager(35, "cpu")
+    monkeypatch.setattr(fuzzing, "_left_by_eager", lambda *_: (eager[0], eager[1] + 1))
+    with pytest.raises(fuzzing.TorchDiffersError, match=r"budget 1\.0: written input"):
+        fuzzing.check(35)
+    monkeypatch.setattr(fuzzing, "Traced", Wrong)
+    with pytest.raises(fuzzing.WrongProgramError, match=r"budget 1\.0: written input"):
+        fuzzing.check(35)  # eager's is another one, and torch's too
+    monkeypatch.setattr(fuzzing, "_left_by_eager", lambda *_: eager)
     with pytest.raises(fuzzing.WrongProgramError, match=r"budget 1\.0: written input"):
         fuzzing.check(35)
 
@@ -121,6 +138,8 @@ def test_a_run_goes_on_where_it_was_cut_short(tmp_path, monkeypatch, capsys):
         seen.append(seed)
         if seed == 7:
             raise fuzzing.WrongProgramError("budget 1.0: wrong")
+        if seed == 8:
+            raise fuzzing.TorchDiffersError("budget 1.0: rounded")
 
     monkeypatch.setattr(fuzzing, "check", check)
     command = ["0", "50", "--output", str(tmp_path)]
@@ -135,7 +154,9 @@ def test_a_run_goes_on_where_it_was_cut_short(tmp_path, monkeypatch, capsys):
     assert seen == list(range(65))
     text = capsys.readouterr().out
     assert "65 programs in" in text
-    assert "1 failed\nseed 7: budget 1.0: wrong" in text
+    assert "1 failed, 1 are as torch compiles them" in text
+    assert "\nseed 7: budget 1.0: wrong\ntorch's own, seed 8: budget 1.0: rounded" in text
     record = json.loads((tmp_path / "fuzzing.json").read_text())
     assert [row["seeds"] for row in record["rows"]] == [[0, 20], [20, 40], [40, 50], [50, 65]]
     assert record["rows"][0]["failed"] == {"7": "budget 1.0: wrong"}
+    assert record["rows"][0]["torch differs"] == {"8": "budget 1.0: rounded"}
