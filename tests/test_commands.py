@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 import sys
 from itertools import count
 
@@ -366,9 +367,24 @@ def test_an_interrupt_ends_with_one_line(factory, capsys, monkeypatch, tmp_path)
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    "command", ["plan", "sweep", "fit", "explain", "diff", "doctor", "calibrate"]
-)
+def test_an_interrupt_while_torch_is_imported_ends_with_one_line(capsys, monkeypatch):
+    def interrupt(name):
+        assert name == "recut.commands.plan"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.importlib, "import_module", interrupt)
+    assert run(capsys, "plan", "net:make") == (130, "", "recut: stopped\n")
+
+
+def test_help_is_told_without_torch():
+    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    code += "from recut.cli import main; main(['--help'])"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "calibrate" in told.stdout
+    assert told.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

@@ -17,7 +17,7 @@ from nets import NETS, WIDTH, SharedMLP, floor_expected
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-import recut
+import recut.choosing
 from benchmarks.models import Transformer
 from recut import planning
 from recut import trace as tracing

@@ -12,7 +12,7 @@ from functorch.compile import aot_module, nop
 from nets import floor_expected
 from torch import Tensor, nn
 
-import recut
+import recut.pipeline
 from recut import measured
 from recut.backend import Partitioner
 from recut.files import cache_folder

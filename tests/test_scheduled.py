@@ -9,7 +9,7 @@ import torch
 from nets import NETS, floor_expected
 from test_backend import BUILT, step
 
-import recut
+import recut.backend
 from benchmarks import measure
 from benchmarks.models import Transformer, UNet
 from recut.passes import _torch, capture

@@ -6,7 +6,6 @@ import argparse
 import datetime
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,13 +18,11 @@ from recut.files import write_atomic
 from recut.machines import store, this_host, to_text
 
 
-def add(commands: Any) -> None:
-    """Enter the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "calibrate",
-        help="measure this machine, so that plans are priced by it",
-        description="Measure this machine in under a minute and keep the result in the cache "
-        "folder, where recut finds it. Close what else runs on it before.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments."""
+    parser.description = (
+        "Measure this machine in under a minute and keep the result in the cache "
+        "folder, where recut finds it. Close what else runs on it before."
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="what to measure; default: a GPU if there is one"

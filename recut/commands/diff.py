@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from recut.commands.console import FOUND, WELL, add_json, answer, refuse
 from recut.files import graph_folder, read_plan, read_problem
@@ -16,14 +15,12 @@ from recut.partitioners.problem import Problem
 from recut.planned import PLAN, PROBLEM
 
 
-def add(commands: Any) -> None:
-    """Enter the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "diff",
-        help="tell two plans apart: what is saved or recomputed otherwise, and what it costs",
-        description="Compare two plans of a graph, op by op, in bytes and seconds. Of plans for "
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments."""
+    parser.description = (
+        "Compare two plans of a graph, op by op, in bytes and seconds. Of plans for "
         "different graphs the graphs are compared. Exit status, as diff(1) has it: 0 where they "
-        "are the same, 1 where they differ.",
+        "are the same, 1 where they differ."
     )
     for name in ("first", "second"):
         parser.add_argument(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
 
 from rich.console import Console
 
@@ -13,19 +12,19 @@ from recut import doctor
 from recut.commands.console import FOUND, WELL, answer, positive, refuse
 
 
-def add(commands: Any) -> None:
-    """Enter the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "doctor",
-        help="check what recut needs here, or a training script's predictions against measurements",
-        usage="recut doctor [--json] | recut doctor [--steps N] [--full] [--json] "
-        "(script | -m module) [arguments ...]",
-        description="Alone: check versions, compiler, caches and torch's hooks, and hold a small "
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments."""
+    parser.usage = (
+        "recut doctor [--json] | recut doctor [--steps N] [--full] [--json] "
+        "(script | -m module) [arguments ...]"
+    )
+    parser.description = (
+        "Alone: check versions, compiler, caches and torch's hooks, and hold a small "
         "run against its prediction. With a script that trains under recut: compare the predicted "
         "peak and step time of each of its compiled graphs with measured ones. The script is ended "
         "once they are known. Environment variables for torch have to be set outside of it: torch "
         "is imported first. Exit status: 1 where a check or the script failed, or a budget was "
-        "broken.",
+        "broken."
     )
     parser.add_argument(
         "--steps", type=positive, default=5, metavar="N", help="steps to time; default: 5"

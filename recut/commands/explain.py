@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from recut.commands.console import WELL, add_json, answer
 from recut.files import graph_folder
 from recut.planned import GRAPH, load
 
 
-def add(commands: Any) -> None:
-    """Enter the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "explain",
-        help="say in words what a dumped plan does, and what would help",
-        description="Say of a dumped plan where its peak is and what is in memory there, what is "
-        "saved and recomputed and why, and what would help.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments."""
+    parser.description = (
+        "Say of a dumped plan where its peak is and what is in memory there, what is "
+        "saved and recomputed and why, and what would help."
     )
     parser.add_argument(
         "folder", type=Path, help="of one graph: what RECUT_DUMP or `recut plan --dump` wrote"

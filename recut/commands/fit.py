@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from recut.commands.console import FOUND, WELL, add_json, answer, refuse, working
 from recut.commands.factory import add_factory, made, traced, traced_call
@@ -17,16 +16,16 @@ from recut.settings import Settings
 from recut.symbolic import Symbolic, symbolic
 
 
-def add(commands: Any) -> None:
-    """Enter the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "fit",
-        help="find the largest batch or length that trains under a budget, without running it",
-        description="Find the largest size that still has a plan under a budget. The function is "
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments."""
+    parser.description = (
+        "Find the largest size that still has a plan under a budget. The function is "
         "called with the size as a keyword. Where the model can be traced once for all sizes, that "
         "says where to look; each size that is tried is traced and planned, which takes as long as "
-        "`recut plan`. Without, a handful is tried. Exit status: 1 where none fits.",
-        epilog="example: recut fit train.py:make --size batch=1..256 --budget 80GiB --machine h100",
+        "`recut plan`. Without, a handful is tried. Exit status: 1 where none fits."
+    )
+    parser.epilog = (
+        "example: recut fit train.py:make --size batch=1..256 --budget 80GiB --machine h100"
     )
     add_factory(parser)
     parser.add_argument("--budget", required=True, help='bytes, such as "40GiB"')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from recut.commands.console import WELL, add_json, answer, working
 from recut.commands.factory import add_factory, traced
@@ -12,15 +11,15 @@ from recut.files import checked_folder, write_folder
 from recut.planning import planned, read_settings
 
 
-def add(commands: Any) -> None:
-    """Enter the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "plan",
-        help="plan a model's training step for a machine, without running it",
-        description="Plan a training step under a memory budget: its peak, its expected time, and "
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments."""
+    parser.description = (
+        "Plan a training step under a memory budget: its peak, its expected time, and "
         "what is recomputed. The model is traced without memory, nothing runs, and the machine may "
-        "be another one. Exit status: 1 where no plan fits the budget.",
-        epilog="example: recut plan train.py:make --budget 40GiB --machine h200 --dump plans/first",
+        "be another one. Exit status: 1 where no plan fits the budget."
+    )
+    parser.epilog = (
+        "example: recut plan train.py:make --budget 40GiB --machine h200 --dump plans/first"
     )
     add_factory(parser)
     parser.add_argument(

@@ -6,7 +6,6 @@ import argparse
 import csv
 import sys
 from dataclasses import astuple, fields
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -17,15 +16,13 @@ from recut.commands.factory import add_factory, traced
 from recut.planning import Point, Sweep, read_settings, swept
 
 
-def add(commands: Any) -> None:
-    """Enter the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "sweep",
-        help="what each budget costs: peaks and step times from the least memory to the fastest",
-        description="Plan a training step for budgets from the lowest feasible one to the fastest "
-        "plan's peak, without running it.",
-        epilog="example: recut sweep train.py:make --machine a100 --points 8",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments."""
+    parser.description = (
+        "Plan a training step for budgets from the lowest feasible one to the fastest "
+        "plan's peak, without running it."
     )
+    parser.epilog = "example: recut sweep train.py:make --machine a100 --points 8"
     add_factory(parser)
     parser.add_argument(
         "--points", type=positive, default=16, metavar="N", help="how many budgets; default: 16"
