@@ -23,6 +23,7 @@ from torch._functorch.aot_autograd import (
     aot_export_joint_with_descriptors,
 )
 from torch.func import functional_call
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -135,7 +136,8 @@ class Traced:
     def _backend(self, gm: nn.Module, inputs: Sequence[Any]) -> Callable[..., Any]:
         """Trace the joint graph and plan it at each budget."""
         found: dict[str, Planned] = {}
-        with ExitStack() as stack:
+        # Graphs are interpreted: nobody needs the code of most of them.
+        with ExitStack() as stack, _use_lazy_graph_module(True):
             joint = aot_export_joint_with_descriptors(stack, gm, tuple(inputs))
             for budget in (FASTEST, FLOOR, BETWEEN):
                 asked = budget

@@ -70,7 +70,7 @@ EVERYWHERE = {
     "torch._ops": ("OpOverload",),
     "torch._prims.rng_prims": ("run_and_save_rng_state", "run_with_rng_state"),
     "torch._subclasses": ("FakeTensor", "FakeTensorMode"),
-    "torch.fx._lazy_graph_module": ("_make_graph_module",),
+    "torch.fx._lazy_graph_module": ("_make_graph_module", "_use_lazy_graph_module"),
     "torch.fx.experimental._backward_state": ("BackwardState",),
     "torch.fx.experimental.proxy_tensor": ("is_sym_node",),
     "torch.fx.experimental.symbolic_shapes": (

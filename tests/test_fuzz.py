@@ -20,12 +20,10 @@ from benchmarks.outcomes import assert_same, take_steps
 from benchmarks.programs import ALONE, STEPS, make
 from benchmarks.traced import BETWEEN, BUDGETS, FASTEST, FLOOR, Held, Traced
 
-SEEDS, QUICK = 300, 45
+PROGRAMS = 300
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(k, marks=[pytest.mark.long] * (k >= QUICK)) for k in range(SEEDS)]
-)
+@pytest.mark.parametrize("seed", range(PROGRAMS))
 def test_a_program_is_eagers_within_three_budgets(seed):
     fuzzing.check(seed)
 
@@ -44,10 +42,10 @@ def test_a_program_of_symbolic_sizes_is_eagers(monkeypatch, seed):
 
 
 def test_the_programs_use_every_step_and_both_tracers():
-    used = {name for seed in range(QUICK) for name, *_ in make(seed)[0].steps}
+    used = {name for seed in range(PROGRAMS) for name, *_ in make(seed)[0].steps}
     assert used == STEPS.keys() >= ALONE
-    traced = sum(map(fuzzing.by_dynamo, range(QUICK)))
-    assert QUICK / 5 < traced < QUICK / 2
+    traced = sum(map(fuzzing.by_dynamo, range(PROGRAMS)))
+    assert PROGRAMS / 5 < traced < PROGRAMS / 2
 
 
 class Chain(nn.Module):
