@@ -60,18 +60,18 @@ def tokens() -> tuple[Tensor, ...]:
 
 
 class SharedMLP(nn.Module):
-    """Dropout after every layer, and one layer's weight used four times."""
+    """Dropout after every layer, and one layer's weight used several times."""
 
-    def __init__(self, dropout: float = 0.3) -> None:
+    def __init__(self, dropout: float = 0.3, times: int = 4) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.times = dropout, times
         self.first, self.shared = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.last = nn.Linear(WIDTH, WIDTH)
         self.last.weight = self.first.weight
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.first(x))
-        for _ in range(4):
+        for _ in range(self.times):
             x = F.dropout(F.gelu(self.shared(x)), self.dropout, self.training)
         return self.last(x).square().mean()
 

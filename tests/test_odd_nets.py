@@ -154,8 +154,8 @@ def compiled(name, budget=None):
     return model, (x,)
 
 
-# A minute each: cells and convolutions of the same kinds are quicker.
-LONG = {"lstm", "half"}
+# The longest: cells and convolutions of the same kinds are quicker.
+LONG = {"lstm", "half", "conv3d", "double"}
 BETWEEN = {"conv1d", "autocast", "eager's dropout"}  # the others' 0.7 takes a third of their time
 QUICK = [(name, (0.01, 0.7) if name in BETWEEN else (0.01,)) for name in CASES if name not in LONG]
 REST = [
