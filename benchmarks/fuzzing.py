@@ -210,9 +210,9 @@ def summary(record: Record) -> str:
     )
     lines = [
         f"{count} programs in {spent / 60:.1f} minutes: {len(failed)} failed, "
-        f"{len(torchs)} are as torch compiles them, which is not eager's",
+        f"{len(torchs)} are not eager's without recut either",
         *(f"seed {seed}: {why}" for seed, why in failed.items()),
-        *(f"torch's own, seed {seed}: {why}" for seed, why in torchs.items()),
+        *(f"without recut too, seed {seed}: {why}" for seed, why in torchs.items()),
     ]
     return "\n".join(lines)
 
