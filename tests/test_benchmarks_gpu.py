@@ -227,7 +227,7 @@ def test_recut_under_inductor_on_a_cpu(tmp_path, monkeypatch):
     assert rows["recut floor"]["predicted"] == rows["recut floor"]["kernels"]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a minute
 def test_recut_under_a_cap_on_a_cpu():
     trainer = gpu_memory.Trainer(gpu_setup.Bench(TINY, CPU))
     floor = trainer.measure(RECUT, Probe(RECUT.label, 4))

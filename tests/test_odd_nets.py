@@ -183,7 +183,7 @@ def test_the_budget_holds_and_gradients_are_stocks(name, budgets):
     [
         ("conv1d", 0.95),
         ("conv1d", 0.3),
-        ("half", 0.95),
+        pytest.param("half", 0.95, marks=pytest.mark.long),
         pytest.param("lstm", 0.95, marks=pytest.mark.long),
         pytest.param("half", 0.6, marks=pytest.mark.long),
     ],
