@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--steps", type=int, default=40, help="training steps per row (40)")
+    parser.add_argument("--steps", type=int, default=30, help="training steps per row (30)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the race (7)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the plot")
     return parser.parse_args(arguments)
