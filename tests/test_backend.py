@@ -204,17 +204,16 @@ def test_the_entry_point_is_the_backend(passed_on):
 
 
 def test_a_kept_graph_runs_its_backward_twice():
-    module, inputs = nn.Sequential(), (torch.randn(64, WIDTH),)
-    for _ in range(3):
-        module.extend([nn.Linear(WIDTH, WIDTH), nn.GELU()])
+    module, inputs = SharedMLP(times=2), (torch.randn(256, WIDTH),)
     options = {"memory_budget": 0.6}
     compiled = torch.compile(module, backend=recut.ckpt_backend, options=options, **BUILT)
     with floor_expected():
-        loss = compiled(*inputs).square().mean()
+        torch.manual_seed(3)
+        loss = compiled(*inputs)
     loss.backward(retain_graph=True)
     once = {n: p.grad.clone() for n, p in module.named_parameters()}
     loss.backward()
     twice = {n: p.grad / 2 for n, p in module.named_parameters()}
     torch.testing.assert_close(twice, once)
-    compiled(*inputs).sum().backward()
-    compiled(*inputs).sum().backward(retain_graph=True)
+    compiled(*inputs).backward()
+    compiled(*inputs).backward(retain_graph=True)

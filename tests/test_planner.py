@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -99,20 +100,36 @@ def test_layers(compiler):
     assert planner.plan(planner.fastest_peak * 10).schedule == planner.fastest
 
 
-def test_a_lower_budget_hardly_ever_gives_a_cheaper_plan_or_a_higher_peak():
-    """Each budget is planned alone, so nothing but the quality of the plans sees to it."""
-    pairs = []  # of a budget and the next higher one, less the fastest: it drops dear traffic
+@cache
+def by_budget():
+    """Return pairs of plans of chains, each for a budget and the next higher one.
+
+    The fastest plan is left out: it recomputes what costs less than its traffic.
+    """
+    pairs = []
     for seed in range(60):
         planner = Planner(small_chain(seed), CPU)
         steps = range(planner.floor, planner.fastest_peak)
         plans = [planner.plan(b) for b in steps[:: max(1, len(steps) // 12)]]
-        pairs += pairwise(plans)
+        pairs += [(seed, low, high) for low, high in pairwise(plans)]
+    return pairs
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="each budget is planned alone, by heuristics (promise 1 of the design)",
+)
+def test_a_lower_budget_never_gives_a_higher_peak():
+    for seed, low, high in by_budget():
+        assert low.peak <= high.peak, (seed, low.budget, high.budget)
+
+
+def test_a_lower_budget_hardly_ever_gives_a_cheaper_plan():
+    """Each budget is planned alone, so nothing but the quality of the plans sees to it."""
+    pairs = by_budget()
+    cheaper = [p for p in pairs if p[1].added_seconds < p[2].added_seconds - 1e-12]
     assert len(pairs) > 300
-    cheaper = [low for low, high in pairs if low.added_seconds < high.added_seconds - 1e-12]
     assert len(cheaper) <= len(pairs) // 200
-    higher = [low.budget for low, high in pairs if low.peak > high.peak]
-    assert higher, "peaks are monotone now (promise 1 of the design): demand it here"
-    pytest.xfail("each budget is planned alone, by heuristics (promise 1 of the design)")
 
 
 @COMPILERS
