@@ -3,13 +3,12 @@
 The cut adds up ops, and kernels are more than their sum: what recomputes for nothing inside its
 reader may need a chain of others, each a buffer again (the cell of a recurrent net at its last
 step, and so at all steps before). So the cut is made for several shares of an op's traffic, and the
-schedules are timed by their kernels. The fastest of those is taken that hold no more than torch's
-own partitioner would: without a budget, recut takes neither more time nor more memory than stock.
+schedules are timed by their kernels. The fastest of those is taken that hold about what torch's own
+partitioner would at most: without a budget, recut takes neither more time nor more memory than
+stock.
 """
 
 from __future__ import annotations
-
-import operator
 
 from recut.partitioners.evaluator import measure
 from recut.partitioners.machine import Machine
@@ -18,8 +17,13 @@ from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule, lazy_schedule
 from recut.partitioners.timing import step_seconds
 
-# Further factors on what an op that runs within its reader's kernel costs beside its arithmetic.
-_FACTORS = (4, 8)
+# A further factor on what an op that runs within its reader's kernel costs beside its arithmetic.
+_FACTOR = 8
+# How often a saved value's reading is counted on top, for cuts that save less than the cheapest.
+_LOADS = (1, 2)
+# How many times smaller is what a plan may hold more than torch's would by count: statistics that
+# it saves on top and that stock Inductor's own temporaries outweigh.
+_SLACK = 256
 
 
 def cheapest_cut(problem: Problem) -> frozenset[int]:
@@ -28,7 +32,7 @@ def cheapest_cut(problem: Problem) -> frozenset[int]:
 
 
 def fastest(problem: Problem, machine: Machine, cheapest: frozenset[int] | None = None) -> Schedule:
-    """Return the schedule that takes the least time whatever memory it needs.
+    """Return the schedule that takes the least time in about the memory that torch would need.
 
     Args:
         problem: the problem.
@@ -36,14 +40,15 @@ def fastest(problem: Problem, machine: Machine, cheapest: frozenset[int] | None 
         cheapest: :func:`cheapest_cut`, where it is known already.
     """
     first = cheapest_cut(problem) if cheapest is None else cheapest
-    cuts = [first, *(_cut(problem, factor) for factor in _FACTORS)]
+    cuts = [first, _cut(problem, _FACTOR)]
     if problem.compiler == "inductor":
-        cuts += [_lean(problem), by_bytes(problem)]
+        cuts += [*(_lean(problem, loads) for loads in _LOADS), by_bytes(problem)]
     schedules = {saved: lazy_schedule(problem, saved) for saved in cuts}
     if len(schedules) == 1:
         return schedules[first]
     peaks = {saved: measure(problem, schedule).peak for saved, schedule in schedules.items()}
     most = peaks[cuts[-1]] if problem.compiler == "inductor" else max(peaks.values())
+    most += most // _SLACK
     seconds = {
         saved: step_seconds(problem, schedule, machine)
         for saved, schedule in schedules.items()
@@ -52,11 +57,10 @@ def fastest(problem: Problem, machine: Machine, cheapest: frozenset[int] | None 
     return schedules[min(seconds, key=lambda saved: (seconds[saved], peaks[saved]))]
 
 
-def _lean(problem: Problem) -> frozenset[int]:
+def _lean(problem: Problem, loads: int) -> frozenset[int]:
     """Return what to save where reading is dear, and no recomputed result has to be written."""
-    prices = [op.seconds for op in problem.ops]
-    loads = (value.load for value in problem.values)
-    return min_cut(problem, list(map(operator.add, problem.save_seconds, loads)), prices)
+    save = [s + loads * v.load for s, v in zip(problem.save_seconds, problem.values, strict=True)]
+    return min_cut(problem, save, [op.seconds for op in problem.ops])
 
 
 def by_bytes(problem: Problem) -> frozenset[int]:
@@ -64,7 +68,8 @@ def by_bytes(problem: Problem) -> frozenset[int]:
 
     The fewest bytes, of which those count twice that no kernel would write otherwise, and
     recomputing costs nothing. What is no pointwise op or reduction is not recomputed, nor are
-    random ops, what a library call of the backward reads, and reductions to less than a quarter.
+    random ops, what a library call of the backward reads, reductions to less than a quarter, and
+    what reads a value again after a library call has had it: the value would live till then.
     """
     values, fuses = problem.values, problem.fuses
     weights = []
@@ -73,14 +78,29 @@ def by_bytes(problem: Problem) -> frozenset[int]:
         inside = inside and all(fuses[i] for i in problem.readers[v])
         weights.append(float(value.bytes * (2 if inside else 1)))
     banned = 1.0 + 2 * sum(weights)
+    late = _late_readers(problem)
     prices = []
     for i, op in enumerate(problem.ops):
         made, read = (sum(values[v].bytes for v in vs) for vs in (op.outputs, op.inputs))
         to_library = any(problem.read_by_library[v] for v in op.outputs)
         shrinks = fuses[i] and not problem.is_pointwise[i] and 4 * made < read
-        ban = not fuses[i] or op.random or to_library or shrinks
+        drawn = op.random or "inductor_random" in op.target
+        ban = not fuses[i] or drawn or to_library or shrinks or i in late
         prices.append(banned if ban else 0.0)
     return min_cut(problem, weights, prices)
+
+
+def _late_readers(problem: Problem) -> set[int]:
+    """Return what reads a fused result that a library call of the forward has read by then."""
+    late: set[int] = set()
+    first = [len(problem.ops)] * len(problem.ops)  # library call that has read an op's result
+    for i in reversed(problem.forward_order):
+        readers = [j for v in problem.ops[i].outputs for j in problem.readers[v]]
+        readers = [j for j in readers if not problem.is_backward[j]]
+        if problem.fuses[i] and readers:
+            first[i] = min(first[j] if problem.fuses[j] else j for j in readers)
+            late.update(j for j in readers if problem.fuses[j] and j > first[i])
+    return late
 
 
 def _cut(problem: Problem, factor: int) -> frozenset[int]:

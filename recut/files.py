@@ -66,14 +66,24 @@ def dump_graph(folder: Path, files: Mapping[str, str]) -> Path:
 
 @contextmanager
 def _assembled(parent: Path, files: Mapping[str, str]) -> Iterator[Path]:
-    """Yield a folder of files under a hidden one, to be renamed; what is not is removed."""
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".recut_") as hidden:
-        made = Path(hidden) / "whole"
-        made.mkdir()
-        for name, text in files.items():
-            (made / name).write_text(text, encoding="utf-8")
-        yield made
+    """Yield a folder of files under a hidden one, to be renamed; what is not is removed.
+
+    So are folders above it that were missing, where something goes wrong.
+    """
+    missing = [path for path in (parent, *parent.parents) if not path.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".recut_") as hidden:
+            made = Path(hidden) / "whole"
+            made.mkdir()
+            for name, text in files.items():
+                (made / name).write_text(text, encoding="utf-8")
+            yield made
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # another process may use it by now
+                path.rmdir()
+        raise
 
 
 def _claim(made: Path, folder: Path) -> Path:

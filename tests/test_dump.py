@@ -166,12 +166,23 @@ def test_a_dump_that_fails_costs_one_warning(monkeypatch, tmp_path, where):
         name = {"index": "write_index", "page": "render"}[where]
         monkeypatch.setattr(dump_module, name, full if where == "index" else broken)
     with pytest.warns(UserWarning, match="training goes on without it") as seen:
-        folders = dumped(monkeypatch, tmp_path, "views")
+        folders = dumped(monkeypatch, tmp_path / "new" / "dumps", "views")
     assert len(seen) == 1
     assert len(recut.reports()) == 1
     # Nothing half written: no folder, or a whole one that only the index misses.
     left = sorted(p.name for p in tmp_path.rglob("*"))
-    assert left == (sorted([folders[0].name, *FILES]) if where == "index" else [])
+    whole = ["new", "dumps", *(f.name for f in folders), *FILES]
+    assert left == (sorted(whole) if where == "index" else [])
+
+
+def test_a_dump_that_fails_leaves_what_was_there(tmp_path):
+    dump_graph(tmp_path / "dumps", {"a": ""})
+    with pytest.raises(TypeError):
+        dump_graph(tmp_path / "dumps", {"a": 1})
+    with pytest.raises(TypeError):
+        dump_graph(tmp_path / "other" / "dumps", {"a": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["dumps"]
+    assert len(list((tmp_path / "dumps").iterdir())) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
