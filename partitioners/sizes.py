@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -123,12 +124,14 @@ class PeakFormula:
         """Return the peak, in bytes, at some sizes by symbol; what is not given is as planned.
 
         Raises:
-            ValueError: a symbol that the formula does not know.
+            ValueError: a symbol that the formula does not know, or a size that its graph cannot be
+                of (it divides by an eighth of it, and is asked for 7).
         """
         if unknown := sorted(sizes.keys() - self.hints.keys()):
             known = ", ".join(self.hints) or "none"
             raise ValueError(f"no size of this graph: {', '.join(unknown)}; known are {known}")
-        terms = self._terms_at(*(int(sizes.get(name, hint)) for name, hint in self.hints.items()))
+        at = {name: int(sizes.get(name, hint)) for name, hint in self.hints.items()}
+        terms = _numbers(self._terms_at, at)
         return max(int(sum(map(operator.mul, row, terms))) for row in self.sums)
 
     def largest(self, symbol: str, budget: int) -> int | None:
@@ -139,15 +142,23 @@ class PeakFormula:
         Raises:
             ValueError: a symbol that the formula does not know.
         """
+        self.at({symbol: self.hints.get(symbol, 0)})  # refuses a symbol that is not known
+
+        def peak(size: int) -> int:
+            """Return the peak; 0 at sizes that are too small for the graph."""
+            with suppress(ValueError):
+                return self.at({symbol: size})
+            return 0
+
         low, high = 0, 1  # low fits, or is 0; high does not
-        while high < _MOST and self.at({symbol: high}) <= budget:
+        while high < _MOST and peak(high) <= budget:
             low, high = high, 2 * high
         if high >= _MOST:
             return _MOST
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.at({symbol: middle}) <= budget else (low, middle)
-        return low or None
+            low, high = (middle, high) if peak(middle) <= budget else (low, middle)
+        return low if low and peak(low) else None
 
 
 def peak_formula(problem: Problem, schedule: Schedule) -> PeakFormula:
@@ -173,11 +184,11 @@ def resized(problem: Problem, sizes: Mapping[str, int]) -> Problem:
         sizes: by symbol; what is not given stays.
 
     Raises:
-        ValueError: a value's size is none that can be read.
+        ValueError: a value's size is none that can be read, or the graph cannot be of such sizes.
     """
     known = {size.symbol: size.hint for size in problem.sizes} | dict(sizes)
     weights, terms, at_hint = _weights(problem)
-    numbers = [int(number) for number in _function(terms, known)(*known.values())]
+    numbers = _numbers(_function(terms, known), known)
 
     def weigh(row: np.ndarray[Any, Any]) -> int:
         return sum(map(operator.mul, map(int, row), numbers))
@@ -203,6 +214,19 @@ def _function(terms: Sequence[sympy.Expr], symbols: Mapping[str, int]) -> Callab
     return function
 
 
+def _numbers(function: Callable[..., list[Any]], sizes: Mapping[str, int]) -> list[int]:
+    """Return the numbers of terms at some sizes.
+
+    Raises:
+        ValueError: there are none at these.
+    """
+    try:
+        return [int(number) for number in function(*sizes.values())]
+    except ZeroDivisionError as error:
+        at = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        raise ValueError(f"the graph cannot be of these sizes: {at} ({error})") from error
+
+
 def _weights(
     problem: Problem,
 ) -> tuple[np.ndarray[Any, Any], tuple[sympy.Expr, ...], np.ndarray[Any, Any]]:
@@ -219,7 +243,7 @@ def _weights(
     terms = (sympy.Integer(1), *sorted(found, key=str))
     place = {term: k for k, term in enumerate(terms)}
     weights = np.zeros((len(problem.values), len(terms)), dtype=np.int64)
-    numbers = np.array(_function(terms, hints)(*hints.values()), dtype=np.int64)
+    numbers = np.array(_numbers(_function(terms, hints), hints), dtype=np.int64)
     for v, value in enumerate(problem.values):
         if value.expr and value.bytes and value.expr in read:
             for term, number in read[value.expr].items():

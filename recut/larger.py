@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import fx
@@ -46,8 +47,10 @@ def noticed(
             sizes = tuple(int(inputs[k] if d is None else inputs[k].shape[d]) for _, k, d in known)
             if sizes not in looked_at:
                 looked_at.add(sizes)
+                peak = 0
                 at = dict(zip((name for name, *_ in known), sizes, strict=True))
-                peak = formula.at(at)
+                with suppress(ValueError):  # no warning is worth the training
+                    peak = formula.at(at)
                 if peak > report.budget:
                     told = True
                     _warn(peak, at, report)

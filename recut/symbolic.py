@@ -137,11 +137,12 @@ def symbolic(
     symbols = {s.symbol: by_size[s.hint] for s in found.problem.sizes if s.hint in by_size}
     if not symbols or len(symbols) < len(found.problem.sizes):
         return "its graph takes the size as a constant"
+    guide = Symbolic(found, symbols, seconds)
     try:
-        resized(found.problem, {})
+        resized(found.problem, guide.at(sizes.first))  # if any, the smallest is none of the graph's
     except ValueError as error:
         return str(error)
-    return Symbolic(found, symbols, seconds)
+    return guide
 
 
 def _growing(call: Call, size: int, other: Call, at: int) -> dict[int, dict[int, Dimension]] | str:

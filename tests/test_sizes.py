@@ -23,7 +23,7 @@ from recut.partitioners.machine import CPU
 from recut.partitioners.planner import Planner
 from recut.partitioners.problem import Problem, Size
 from recut.partitioners.schedule import Schedule
-from recut.partitioners.sizes import parse, peak_formula, resized
+from recut.partitioners.sizes import PeakFormula, parse, peak_formula, resized
 
 # No sum of products of these is another one by chance.
 HINTS = {"s0": 1009, "s1": 2003}
@@ -107,6 +107,27 @@ def test_the_largest_size_is_the_last_that_fits():
         assert formula.largest("s0", -1) is None
     with pytest.raises(ValueError, match="no size of this graph: s9; known are s0, s1"):
         formula.at({"s9": 1})
+
+
+def test_sizes_that_a_graph_cannot_be_of_have_no_peak():
+    rows = parse("s0").free_symbols.pop()
+    terms = (sympy.Integer(1), rows, parse("s0//(s0//8)"))
+    formula = PeakFormula(terms, ((100, 4, 1),), {"s0": 64})
+    assert formula.at({}) == 100 + 4 * 64 + 8
+    with pytest.raises(ValueError, match="the graph cannot be of these sizes: s0 = 7"):
+        formula.at({"s0": 7})
+    assert formula.largest("s0", formula.at({"s0": 40})) == 40
+    # At 7 nothing is held, but that is no size of the graph.
+    assert formula.largest("s0", 100) is None
+    problem = with_sizes(random_problem(0), 0)
+    values = (replace(problem.values[0], expr="s0//(s0//8)", bytes=8), *problem.values[1:])
+    problem = replace(problem, values=values)
+    assert resized(problem, {"s0": 16}).values[0].bytes == 8
+    with pytest.raises(ValueError, match="the graph cannot be of these sizes: s0 = 7, s1 = 2003"):
+        resized(problem, {"s0": 7})
+    values = (replace(values[0], expr="s0//(s0//2000)"), *values[1:])
+    with pytest.raises(ValueError, match="the graph cannot be of these sizes: s0 = 1009"):
+        resized(replace(problem, values=values), {})
 
 
 def test_blocks_and_workspaces_are_exact_at_the_sizes_that_were_planned():
@@ -228,6 +249,31 @@ def test_a_size_that_cannot_be_read_costs_the_formula_and_not_the_plan(monkeypat
     assert report.formula is None
     assert "CeilToInt" in caplog.text
     assert "holds up to" not in report.line()
+
+
+def test_a_graph_that_divides_by_a_share_of_a_size_is_planned(monkeypatch):
+    monkeypatch.setenv("RECUT_MEMORY_BUDGET", "2MiB")
+    x = torch.randn(200, WIDTH, dtype=torch.float64)
+    torch._dynamo.mark_dynamic(x, 0)
+    compiled = by_dynamo(Grouped().double())
+    compiled(x).backward()
+    (report,) = recut.reports()
+    assert "the budget holds up to" in report.line()
+    assert report.formula.at({report.sizes[0].symbol: 200}) == report.peak
+
+
+class Grouped(nn.Module):
+    """It divides its rows among a group for every eight of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        groups = x.shape[0] // 8
+        each = x.shape[0] // groups
+        y = torch.tanh(self.layer(x))[: groups * each]
+        return (y.view(groups, each, WIDTH).sum(0) ** 3).sum()
 
 
 class Padded(nn.Module):
