@@ -21,9 +21,9 @@ from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
 from recut.partitioners.planner import Planner
+from recut.partitioners.problem import Problem
 from recut.passes.capture import Capture
 from recut.passes.costs import tensors
-from recut.passes.rules import annotated_budget
 from recut.settings import Settings
 
 # How much of a budget a plan may fill at first. Inductor adds buffers of a few bytes that no graph
@@ -151,16 +151,26 @@ def plan_under(settings: Settings, planner: Planner, budget: int) -> Plan:
 
 
 def tightened(
-    settings: Settings, joint: fx.GraphModule, captured: Capture, machine: Machine
+    settings: Settings,
+    region: float,
+    problem: Problem,
+    machine: Machine,
+    free: Callable[[], int] | None,
 ) -> Settings:
-    """Return the settings with the budget of torch's own annotation where that asks for less."""
-    region = annotated_budget(joint)
-    if region is None or region >= 1:
+    """Return the settings with the budget of torch's own annotation where that asks for less.
+
+    Args:
+        settings: the settings.
+        region: the annotation's budget, a ratio.
+        problem: the graph.
+        machine: the machine.
+        free: returns the device's free bytes; None where they are not known.
+    """
+    if region >= 1:
         return settings
     asked = Budget("fraction", max(region, _LEAST))
-    peak = Planner(captured.problem, machine).fastest_peak
-    given = settings.memory_budget.resolve(peak, free_bytes(joint))
-    less = asked.resolve(peak, None) < given
+    peak = Planner(problem, machine).fastest_peak
+    less = asked.resolve(peak, None) < settings.memory_budget.resolve(peak, free)
     return replace(settings, memory_budget=asked) if less else settings
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from recut.channels import tell
-from recut.choosing import Experience, choose, limit_of, tightened
+from recut.choosing import Experience, choose, free_bytes, limit_of, tightened
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
 from recut.partitioners.evaluator import evaluate
@@ -35,7 +35,7 @@ from recut.passes.fusion import promise
 from recut.passes.prepare import has_backward, prepare
 from recut.passes.prices import Prices
 from recut.passes.rewrite import Emission, emit
-from recut.passes.rules import unpriced
+from recut.passes.rules import annotated_budget, unpriced
 from recut.passes.scheduled import expectations
 from recut.passes.split import split
 from recut.passes.verify import verify
@@ -218,7 +218,8 @@ def _partition_under(
     prices = Prices(machine, measured, compiler == "inductor")
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, prices=prices)
     known = experience.get(captured.problem.digest)
-    settings = tightened(settings, joint, captured, machine)
+    if (region := annotated_budget(joint)) is not None:
+        settings = tightened(settings, region, captured.problem, machine, free_bytes(joint))
     choice = choose(settings, joint, captured, machine, known)
     plan, limit = choice.plan, limit_of(settings, choice, known)
     # Of a trial both graphs are asked, so that the floor is theirs and not the forward's.

@@ -16,7 +16,7 @@ from typing import Any, overload
 
 from torch import fx
 
-from recut.choosing import free_bytes, plan_under
+from recut.choosing import free_bytes, plan_under, tightened
 from recut.errors import SettingError, TraceError
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
@@ -28,6 +28,7 @@ from recut.partitioners.problem import Problem
 from recut.passes.capture import capture, device_of
 from recut.passes.prepare import has_backward, prepare
 from recut.passes.prices import Prices
+from recut.passes.rules import annotated_budget
 from recut.pipeline import collector_paused
 from recut.planned import PlannedGraph
 from recut.settings import Settings
@@ -43,12 +44,14 @@ class Traced:
         machine: what sets the prices.
         name: what the model is called.
         free: returns the bytes that are free on the machine; None where it is not this one.
+        region: the budget of torch's own annotation in the graph, a ratio; None without one.
     """
 
     problem: Problem
     machine: Machine
     name: str
     free: Callable[[], int] | None
+    region: float | None = None
 
     def planner(self, seconds: float = float("inf")) -> Planner:
         """Return a planner that takes so many seconds for a plan."""
@@ -83,7 +86,8 @@ def trace(call: Call, settings: Settings, dynamic: Dynamic | None = None) -> Tra
         prices = Prices(machine, measured_costs(joint, "inductor") if timed else {})
         captured = capture(joint, num_fwd_outputs=outputs, prices=prices, device=device)
         free = free_bytes(joint) if device == here else None
-        found.append(Traced(captured.problem, machine, call.name, free))
+        region = annotated_budget(joint)
+        found.append(Traced(captured.problem, machine, call.name, free, region))
 
     with collector_paused():
         joint_graph(call, take, dynamic)
@@ -103,6 +107,8 @@ def planned(traced: Traced, settings: Settings) -> PlannedGraph:
     """
     start = time.perf_counter()
     planner = traced.planner(settings.solver_seconds)
+    if (region := traced.region) is not None:
+        settings = tightened(settings, region, traced.problem, traced.machine, traced.free)
     budget = settings.memory_budget.resolve(planner.fastest_peak, traced.free)
     with collector_paused():
         plan = plan_under(settings, planner, budget)

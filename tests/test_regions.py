@@ -289,3 +289,5 @@ def test_of_two_budgets_the_tighter_holds(monkeypatch, budget, region, asked):
     (report,) = recut.reports()
     assert str(report.asked) == asked
     assert (report.peak < report.fastest_peak) == (asked != "100%" and "bytes" not in asked)
+    x, y = (torch.randn(32, 32, requires_grad=True) for _ in range(2))
+    assert recut.plan(function, x, y).asked == asked
