@@ -151,7 +151,12 @@ def _left_by_compiled(seed: int, device: str, **options: Any) -> Left:
 def _assert_same(got: Left, want: Left) -> None:
     assert_same(got[0], want[0])
     torch.testing.assert_close(
-        got[1], want[1], rtol=1e-9, atol=1e-12, msg=lambda text: f"written input: {text}"
+        got[1],
+        want[1],
+        rtol=1e-9,
+        atol=1e-12,
+        equal_nan=True,
+        msg=lambda text: f"written input: {text}",
     )
 
 

@@ -32,6 +32,11 @@ def test_a_program_is_eagers_within_three_budgets(seed):
         fuzzing.check(seed)
 
 
+@pytest.mark.parametrize("seed", [1864, 3864])
+def test_a_program_that_was_refused_or_has_gradients_that_are_no_numbers_is_eagers(seed):
+    fuzzing.check(seed)
+
+
 @pytest.mark.parametrize("seed", [0, 2, 3, 10])
 def test_a_program_of_symbolic_sizes_is_eagers(monkeypatch, seed):
     monkeypatch.setenv("RECUT_MEMORY_BUDGET", "0.01")
