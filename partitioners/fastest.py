@@ -32,7 +32,7 @@ def cheapest_cut(problem: Problem) -> frozenset[int]:
 
 
 def fastest(problem: Problem, machine: Machine, cheapest: frozenset[int] | None = None) -> Schedule:
-    """Return the schedule that takes the least time in about the memory that torch would need.
+    """Return the schedule that takes the least time, under Inductor in about torch's own memory.
 
     Args:
         problem: the problem.
