@@ -28,7 +28,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 import recut
-from benchmarks.outcomes import Outcome, assert_same, take_steps
+from benchmarks.outcomes import Outcome, assert_same, close, take_steps
 from benchmarks.programs import make
 from benchmarks.resume import Clock, ForeignRecordError, Record
 from benchmarks.table import RESULTS, environment
@@ -150,14 +150,7 @@ def _left_by_compiled(seed: int, device: str, **options: Any) -> Left:
 
 def _assert_same(got: Left, want: Left) -> None:
     assert_same(got[0], want[0])
-    torch.testing.assert_close(
-        got[1],
-        want[1],
-        rtol=1e-9,
-        atol=1e-12,
-        equal_nan=True,
-        msg=lambda text: f"written input: {text}",
-    )
+    close(got[1], want[1], msg=lambda text: f"written input: {text}")
 
 
 @contextmanager

@@ -58,9 +58,12 @@ def generator_states() -> list[Tensor]:
     return states
 
 
+# What is no number in one has to be none in the other.
+close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
 def assert_same(got: Outcome, want: Outcome) -> None:
-    """Hold an outcome to another one; what is no number there has to be none here."""
-    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12, equal_nan=True)
+    """Hold an outcome to another one."""
     assert len(got.outputs) == len(want.outputs)
     for k, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
         close(a, b, msg=lambda text, k=k: f"output {k}: {text}")

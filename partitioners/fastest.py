@@ -5,7 +5,7 @@ reader may need a chain of others, each a buffer again (the cell of a recurrent 
 step, and so at all steps before). So the cut is made for several shares of an op's traffic, and the
 schedules are timed by their kernels. The fastest of those is taken that hold about what torch's own
 partitioner would at most: without a budget, recut takes neither more time nor more memory than
-stock.
+stock, as far as the model knows.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def fastest(problem: Problem, machine: Machine, cheapest: frozenset[int] | None 
     if len(schedules) == 1:
         return schedules[first]
     peaks = {saved: measure(problem, schedule).peak for saved, schedule in schedules.items()}
-    most = peaks[cuts[-1]] if problem.compiler == "inductor" else max(peaks.values())
-    most += most // _SLACK
+    most = max(peaks.values())
+    if problem.compiler == "inductor":
+        most = peaks[cuts[-1]] + peaks[cuts[-1]] // _SLACK
     seconds = {
         saved: step_seconds(problem, schedule, machine)
         for saved, schedule in schedules.items()

@@ -21,7 +21,6 @@ from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
 from recut.partitioners.planner import Planner
-from recut.partitioners.problem import Problem
 from recut.passes.capture import Capture
 from recut.passes.costs import tensors
 from recut.settings import Settings
@@ -153,8 +152,7 @@ def plan_under(settings: Settings, planner: Planner, budget: int) -> Plan:
 def tightened(
     settings: Settings,
     region: float,
-    problem: Problem,
-    machine: Machine,
+    fastest_peak: int,
     free: Callable[[], int] | None,
 ) -> Settings:
     """Return the settings with the budget of torch's own annotation where that asks for less.
@@ -162,15 +160,14 @@ def tightened(
     Args:
         settings: the settings.
         region: the annotation's budget, a ratio.
-        problem: the graph.
-        machine: the machine.
+        fastest_peak: peak of the fastest plan of the graph, bytes.
         free: returns the device's free bytes; None where they are not known.
     """
     if region >= 1:
         return settings
     asked = Budget("fraction", max(region, _LEAST))
-    peak = Planner(problem, machine).fastest_peak
-    less = asked.resolve(peak, None) < settings.memory_budget.resolve(peak, free)
+    given = settings.memory_budget.resolve(fastest_peak, free)
+    less = asked.resolve(fastest_peak, None) < given
     return replace(settings, memory_budget=asked) if less else settings
 
 

@@ -27,6 +27,7 @@ from recut.measured import measured_costs
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
+from recut.partitioners.planner import Planner
 from recut.partitioners.problem import Problem
 from recut.partitioners.timing import step_seconds
 from recut.passes import _torch
@@ -219,7 +220,8 @@ def _partition_under(
     captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, prices=prices)
     known = experience.get(captured.problem.digest)
     if (region := annotated_budget(joint)) is not None:
-        settings = tightened(settings, region, captured.problem, machine, free_bytes(joint))
+        peak = Planner(captured.problem, machine).fastest_peak
+        settings = tightened(settings, region, peak, free_bytes(joint))
     choice = choose(settings, joint, captured, machine, known)
     plan, limit = choice.plan, limit_of(settings, choice, known)
     # Of a trial both graphs are asked, so that the floor is theirs and not the forward's.

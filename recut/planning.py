@@ -108,7 +108,7 @@ def planned(traced: Traced, settings: Settings) -> PlannedGraph:
     start = time.perf_counter()
     planner = traced.planner(settings.solver_seconds)
     if (region := traced.region) is not None:
-        settings = tightened(settings, region, traced.problem, traced.machine, traced.free)
+        settings = tightened(settings, region, planner.fastest_peak, traced.free)
     budget = settings.memory_budget.resolve(planner.fastest_peak, traced.free)
     with collector_paused():
         plan = plan_under(settings, planner, budget)

@@ -202,7 +202,7 @@ def test_the_fastest_schedule_is_no_slower_and_no_larger_than_what_torch_would_s
         schedule, torchs = fastest(problem, CPU), lazy_schedule(problem, by_bytes(problem))
         peaks = [measure(problem, s).peak for s in (schedule, torchs)]
         seconds = [step_seconds(problem, s, CPU) for s in (schedule, torchs)]
-        assert peaks[0] <= peaks[1] + peaks[1] // 256, seed
+        assert peaks[0] <= peaks[1], seed
         assert seconds[0] <= seconds[1], seed
         better |= {("peak", peaks[0] < peaks[1]), ("seconds", seconds[0] < seconds[1])}
     assert len(better) == 4  # it is both what torch would do, and better in either way
