@@ -62,11 +62,11 @@ def generator_states() -> list[Tensor]:
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-def assert_same(got: Outcome, want: Outcome) -> None:
-    """Hold an outcome to another one."""
+def assert_same(got: Outcome, want: Outcome, **tolerance: float) -> None:
+    """Hold an outcome to another one; ``tolerance`` (``rtol`` and ``atol``) is of ``close``."""
     assert len(got.outputs) == len(want.outputs)
     for k, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
-        close(a, b, msg=lambda text, k=k: f"output {k}: {text}")
+        close(a, b, msg=lambda text, k=k: f"output {k}: {text}", **tolerance)
     for what in ("grads", "buffers"):
         ours, theirs = getattr(got, what), getattr(want, what)
         assert ours.keys() == theirs.keys()
@@ -74,5 +74,6 @@ def assert_same(got: Outcome, want: Outcome) -> None:
             assert (ours[name] is None) == (value is None), f"{what} of {name}"
             if value is not None:
                 label = f"{what} of {name}"
-                close(ours[name], value, msg=lambda text, label=label: f"{label}: {text}")
+                told = partial("{}: {}".format, label)
+                close(ours[name], value, msg=told, **tolerance)
     assert torch.equal(got.generator, want.generator), "the generator stands elsewhere"

@@ -102,8 +102,12 @@ from torch._inductor.graph import GraphLowering  # isort: skip
 from torch._inductor.virtualized import V  # isort: skip
 
 # One op as the scheduler sees it; ``recompute_size_and_body`` and ``mutation_renames`` are used by
-# fusion.py, which keeps the former from losing the latter before 2.14. To be dropped with 2.13.
+# mending.py, which keeps the former from losing the latter before 2.14. To be dropped with 2.13.
 from torch._inductor.scheduler import SchedulerNode  # isort: skip
+
+# Kernels of the C++ backend in one outer loop (since 2.4); mending.py refuses those in which the
+# rows of a vector would share one row's buffer. To be dropped when Inductor refuses them.
+from torch._inductor.codegen.cpp import OuterLoopFusedSchedulerNode  # isort: skip
 
 # What Inductor's own peak-memory pass computes of scheduled kernels: each buffer's size and
 # readers, and from them the first and last kernel that need it. Since 2.11 or before.
@@ -194,6 +198,7 @@ __all__ = [
     "GraphLowering",
     "InductorChoices",
     "OrderedSet",
+    "OuterLoopFusedSchedulerNode",
     "SchedulerNode",
     "ShortenTraceback",
     "TorchDynamoException",

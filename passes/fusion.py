@@ -12,10 +12,11 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 from recut.passes import _torch
+from recut.passes.mending import mend_inductor
 from recut.passes.scheduled import Expectation, Observation, lives_of, observe
 
 _META = "recut.planned"
@@ -110,32 +111,13 @@ def run_one_by_one(nodes: Sequence[Any]) -> None:
             nodes[0].scheduler.get_backend(device).ready_to_flush = lambda: True
 
 
-def keep_renames() -> None:
-    """Let nodes of planned graphs know what was written over, whatever their loops become.
-
-    A node that reads a buffer which an earlier node has written over (a scatter into a view)
-    depends on that node by a name of its own. Where the C++ backend gives a node the loops of
-    another one, torch before 2.14 restores that name only if the node has dependencies that no
-    index shows. Without it both may end in one kernel, whatever their indices, and the reader gets
-    another element.
-    """
-    node_type: Any = _torch.SchedulerNode
-    compute = node_type.recompute_size_and_body
-    if getattr(compute, _META, False):
-        return
-
-    @wraps(compute)
-    def compute_and_rename(node: Any, *args: Any, **kwargs: Any) -> None:
-        compute(node, *args, **kwargs)
-        if isinstance(_torch.V.choices, PlannedOrderChoices):
-            node.set_read_writes(node.read_writes.rename(node.mutation_renames))
-
-    setattr(compute_and_rename, _META, True)
-    node_type.recompute_size_and_body = compute_and_rename
-
-
 Listener = Callable[[Observation], None]
 Built = Callable[[str, bool, Any], None]
+
+
+def planned() -> bool:
+    """Return whether the graph that Inductor is compiling follows a plan."""
+    return isinstance(_torch.V.choices, PlannedOrderChoices)
 
 
 class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ignore]
@@ -161,7 +143,7 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         """Return ``nodes`` in the plan's order."""
         if self.before is not None:
             nodes = self.before(nodes)
-        if not isinstance(_torch.V.choices, PlannedOrderChoices):
+        if not planned():
             return nodes
         # A subgraph (of a condition or a loop) has kernels and a scheduler of its own.
         if self.promised is not None and not hasattr(_torch.V.graph, "parent"):
@@ -246,7 +228,7 @@ def wrap_inner_compile(
         "allow_buffer_reuse": False,
     }
 
-    keep_renames()
+    mend_inductor(planned)
 
     def compile_in_order(gm: Any, example_inputs: Any, **kwargs: Any) -> Any:
         promised = getattr(gm, "meta", {}).get(_META)

@@ -45,6 +45,10 @@ EVERYWHERE = {
     "torch._inductor": ("config", "list_mode_options", "list_options"),
     "torch._inductor.choices": ("InductorChoices",),
     "torch._inductor.choices.InductorChoices": ("can_fuse_horizontal", "can_fuse_vertical"),
+    "torch._inductor.codegen.cpp": ("OuterLoopFusedSchedulerNode",),
+    "torch._inductor.codegen.cpp.OuterLoopFusedSchedulerNode": (
+        "check_outer_fusion_loop_level_attr",
+    ),
     "torch._inductor.compile_fx": ("compile_fx", "compile_fx_inner"),
     "torch._inductor.config": (
         "_post_fusion_custom_pass",
@@ -65,7 +69,7 @@ EVERYWHERE = {
     "torch._inductor.scheduler": ("SchedulerNode",),
     "torch._inductor.scheduler.SchedulerNode": ("recompute_size_and_body", "set_read_writes"),
     "torch._inductor.virtualized": ("V",),
-    "torch._inductor.virtualized.V": ("choices", "set_choices_handler"),
+    "torch._inductor.virtualized.V": ("choices", "local_buffer_context", "set_choices_handler"),
     "torch._logging": ("trace_structured",),
     "torch._ops": ("OpOverload",),
     "torch._prims.rng_prims": ("run_and_save_rng_state", "run_with_rng_state"),

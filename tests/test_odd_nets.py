@@ -330,24 +330,3 @@ class Repeated(nn.Module):
 def test_sizes_that_only_running_can_tell_are_asked_nothing():
     inputs = (torch.randn(16, 8), torch.tensor(3))
     assert recut.plan(Repeated(), *inputs, budget=1.0).peak > 0
-
-
-def test_what_was_written_over_is_read_behind_its_writer():
-    """Two views by strides whose gradients are scattered and read by rows: one kernel would err."""
-    from benchmarks.outcomes import assert_same, take_steps
-    from benchmarks.programs import Program, make
-
-    def made() -> tuple[Program, tuple[Tensor, ...]]:
-        module, inputs = make(4)
-        module.steps = [
-            ("sort", 0, 0), ("sort", 1, 0), ("linear", 1, 2), ("strides", 0, 1),
-            ("sort", 2, 1), ("strides", 4, 2), ("norm", 3, 6),
-        ]  # fmt: skip
-        module.ends, module.returns, module.middle = [5, 7], [], 1
-        return module, inputs
-
-    module, inputs = made()
-    want = take_steps(module, module, inputs)
-    module, inputs = made()
-    compiled = torch.compile(module, backend=recut.ckpt_backend, fullgraph=True)
-    assert_same(take_steps(compiled, module, inputs), want)

@@ -1,0 +1,71 @@
+"""Put right what Inductor's C++ backend gets wrong, in planned graphs only.
+
+Each defect gives wrong numbers without a word. Programs drawn from seeds found them
+(``benchmarks/fuzzing.py``), and each has a test that fails without its remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+from recut.passes import _torch
+
+_MENDED = "recut.mended"
+
+
+def mend_inductor(planned: Callable[[], bool]) -> None:
+    """Have graphs compiled without these defects wherever ``planned()`` holds; others are left."""
+    _wrap(_torch.SchedulerNode, "recompute_size_and_body", planned, _keep_renames)
+    _wrap(
+        _torch.OuterLoopFusedSchedulerNode,
+        "check_outer_fusion_loop_level_attr",
+        planned,
+        _keep_rows_apart,
+    )
+
+
+def _wrap(owner: Any, name: str, planned: Callable[[], bool], remedy: Callable[..., Any]) -> None:
+    """Let ``remedy(own, *arguments)`` stand for a method while ``planned()`` holds, once."""
+    own = getattr(owner, name)
+    if hasattr(own, _MENDED):
+        return
+
+    @wraps(own)
+    def mended(*args: Any, **kwargs: Any) -> Any:
+        return remedy(own, *args, **kwargs) if planned() else own(*args, **kwargs)
+
+    setattr(mended, _MENDED, True)
+    setattr(owner, name, mended)
+
+
+def _keep_renames(own: Callable[..., None], node: Any, *args: Any, **kwargs: Any) -> None:
+    """Let a node know what was written over, whatever its loops become.
+
+    A node that reads a buffer which an earlier node has written over (a scatter into a view)
+    depends on that node by a name of its own. Where the C++ backend gives a node the loops of
+    another one, torch before 2.14 restores that name only if the node has dependencies that no
+    index shows. Without it both may end in one kernel, whatever their indices, and the reader gets
+    another element.
+    """
+    own(node, *args, **kwargs)
+    node.set_read_writes(node.read_writes.rename(node.mutation_renames))
+
+
+def _keep_rows_apart(
+    own: Callable[..., bool], node: Any, kernels: Sequence[Any], depth: int
+) -> bool:
+    """Refuse to join loops that share a buffer of one row where they handle several rows at once.
+
+    Kernels over the same rows are joined in one loop over them, and what only they read is held in
+    a buffer of one row. Where that loop is vectorised (something is read with a stride), all rows
+    of a vector are written to the same place, and each is read as the last one. What is refused is
+    computed in loops of its own.
+    """
+    if not own(node, kernels, depth):
+        return False
+    shared = getattr(_torch.V.local_buffer_context, "local_buffers", None)
+    return not shared or all(
+        loop.steps == 1 for kernel in kernels for loop in kernel.loop_nest.loops[:depth]
+    )
