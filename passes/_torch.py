@@ -116,6 +116,9 @@ from torch._inductor.memory import (  # isort: skip
 )
 from torch._inductor.memory import compute_memory_timeline  # isort: skip
 
+# Have Inductor lay a tensor out in the order of the given strides (since 2.0).
+from torch._inductor.inductor_prims import force_stride_order  # isort: skip
+
 # Random ops that carry their generator state, used by torch's own checkpointing. Since 2.1.
 from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state  # isort: skip
 
@@ -218,6 +221,7 @@ __all__ = [
     "force_save_bw_mutation_src",
     "force_save_collectives",
     "force_save_effectful_ops",
+    "force_stride_order",
     "free_unbacked_symbols",
     "functorch_config",
     "fx_graph_cse",

@@ -237,6 +237,10 @@ def wrap_inner_compile(
         _donate_nothing()
         before = getattr(getattr(_torch.inductor_config, _POST_FUSION), "before", None)
         patches = {**planned_patches, _POST_FUSION: PlannedOrder(before, promised, listener)}
+        if promised.channels_last:
+            # Left alone, a backward that recomputes no convolution lays images out by weights: for
+            # a depthwise one that is a layout that no library has kernels for.
+            patches["force_layout_optimization"] = True
         with (
             _torch.V.set_choices_handler(PlannedOrderChoices()),
             _torch.inductor_config.patch(patches),

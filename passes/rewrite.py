@@ -12,7 +12,7 @@ their base at each use; ``split.py`` makes forward and backward of it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from recut.partitioners.schedule import Schedule
-from recut.passes import _torch, costs
+from recut.passes import _torch, costs, rules
 from recut.passes.capture import Capture
 from recut.passes.prepare import exact_copy
 
@@ -57,7 +57,7 @@ class _Emitter:
 
     def copy(self, node: fx.Node) -> fx.Node:
         """Copy a node of the joint graph to this place."""
-        new = self.graph.node_copy(node, self.arg)
+        new = self.graph.node_copy(node, self._reader(node))
         if self.captured.problem.compiler == "inductor":
             if new.target is aten.cat.default:
                 self._own_storage(new)
@@ -146,7 +146,7 @@ class _Emitter:
 
     def _replay(self, i: int, node: fx.Node) -> fx.Node:
         """Emit a random op that saves its generator's state, or one that replays it."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.arg)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._reader(node))
         val = node.meta["val"]
         if self.phase == "backward":
             assert i in self.states, f"{node} is replayed before it has run"
@@ -161,6 +161,27 @@ class _Emitter:
             new = self._call(operator.getitem, (both, 1), {}, val)
         new.meta = {**node.meta, "val": val}
         return new
+
+    def _reader(self, node: fx.Node) -> Callable[[fx.Node], fx.Node]:
+        """Return what gives a node its arguments: as they are, or in the joint graph's layout.
+
+        Libraries draw in the order of memory, which Inductor chooses for each graph anew: a forward
+        and a backward that choose differently would draw the same numbers for other places. Fused
+        attention draws by place.
+        """
+        draws = rules.is_random(node) and not rules.has_dropout_argument(node)
+        under_inductor = self.captured.problem.compiler == "inductor"
+        return self._laid_out if draws and under_inductor else self.arg
+
+    def _laid_out(self, node: fx.Node) -> fx.Node:
+        """Return an argument in the order of strides that the joint graph shows."""
+        given = self.arg(node)
+        val = given.meta.get("val")
+        if not isinstance(val, torch.Tensor) or val.dim() < 2:
+            return given
+        # Only their order counts, which a hint has too.
+        strides = [costs.hint(s) for s in val.stride()]
+        return self._call(_torch.force_stride_order, (given, strides), {}, val)
 
     def emit(self) -> fx.GraphModule:
         """Return the joint graph that runs the schedule."""

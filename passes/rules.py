@@ -91,12 +91,22 @@ def is_random(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded not in tags or _is_seed(node):
         return False
-    schema = getattr(node.target, "_schema", None)
-    for k, arg in enumerate(schema.arguments if schema else ()):
-        if arg.name == "dropout_p":
-            given = node.args[k] if k < len(node.args) else node.kwargs.get("dropout_p", 0.0)
-            return bool(given != 0.0)
+    k = _place_of_dropout(node)
+    if k is not None:
+        given = node.args[k] if k < len(node.args) else node.kwargs.get("dropout_p", 0.0)
+        return bool(given != 0.0)
     return "inductor" not in str(node.target)
+
+
+def has_dropout_argument(node: fx.Node) -> bool:
+    """Return whether a node is a fused op with dropout inside (attention)."""
+    return _place_of_dropout(node) is not None
+
+
+def _place_of_dropout(node: fx.Node) -> int | None:
+    schema = getattr(node.target, "_schema", None)
+    names = [arg.name for arg in schema.arguments] if schema else []
+    return names.index("dropout_p") if "dropout_p" in names else None
 
 
 def _is_seed(node: fx.Node) -> bool:

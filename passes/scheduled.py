@@ -19,7 +19,7 @@ from torch import fx
 from recut.partitioners.evaluator import Timeline
 from recut.partitioners.problem import Problem
 from recut.passes import _torch, costs
-from recut.passes.capture import Capture
+from recut.passes.capture import Capture, device_of
 from recut.passes.rewrite import Emission
 
 
@@ -36,6 +36,8 @@ class Expectation:
         inputs: bytes of each saved tensor by name of its placeholder, freed at its last read.
         held: bytes that live throughout and that the graph neither makes nor frees.
         limit: bytes that the graph's kernels must not exceed; None where nothing is promised.
+        channels_last: convolutions are counted with channels-last images, whose layout Inductor
+            would choose anew for a graph that has none but their gradients.
     """
 
     digest: str
@@ -46,6 +48,7 @@ class Expectation:
     inputs: dict[str, int]
     held: int
     limit: int | None
+    channels_last: bool = False
 
 
 def expectations(
@@ -65,6 +68,8 @@ def expectations(
     """
     entries = [n for n in emission.module.graph.nodes if n.name in emission.ops]
     problem = captured.problem
+    # Not on a GPU: what its libraries make of that has not been measured.
+    turned = captured.channels_last and device_of(emission.module.graph) == "cpu"
 
     def part(
         entries: Sequence[fx.Node], base: int, inputs: dict[str, int], held: int, limit: int | None
@@ -79,6 +84,7 @@ def expectations(
             inputs=inputs,
             held=held,
             limit=limit,
+            channels_last=turned,
         )
 
     returned = _returned(problem)

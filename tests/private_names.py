@@ -54,6 +54,7 @@ EVERYWHERE = {
         "_post_fusion_custom_pass",
         "allow_buffer_reuse",
         "custom_partitioner_fn",
+        "force_layout_optimization",
         "fx_graph_cache",
         "patch",
         "post_grad_fusion_options",
@@ -62,6 +63,7 @@ EVERYWHERE = {
     "torch._inductor.custom_graph_pass": ("CustomPartitionerFn",),
     "torch._inductor.graph": ("GraphLowering",),
     "torch._inductor.graph.GraphLowering": ("decide_layout_opt", "get_output_names"),
+    "torch._inductor.inductor_prims": ("force_stride_order",),
     "torch._inductor.memory": (
         "assign_memory_planning_info_for_scheduler_buffers",
         "compute_memory_timeline",

@@ -47,13 +47,37 @@ def convolutions():
     return Convolutions(), (torch.randn(2, 24, 8, 8),)
 
 
+class Depthwise(nn.Module):
+    """Blocks of ConvNeXt: a window over each channel, then a norm and a layer over channels."""
+
+    def __init__(self, width=96, blocks=2):
+        super().__init__()
+        self.windows = nn.ModuleList(
+            nn.Conv2d(width, width, 7, padding=3, groups=width) for _ in range(blocks)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.stem = nn.Conv2d(3, width, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for window, norm, layer in zip(self.windows, self.norms, self.layers, strict=True):
+            x = x + layer(norm(window(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return x.square().mean()
+
+
+def depthwise():
+    torch.manual_seed(0)
+    return Depthwise(), (torch.randn(4, 3, 8, 8),)
+
+
 MODELS = {
     "transformer": transformer,
     "unet": unet,
     "mlp": NETS["shared_mlp"].make,
     "convolutions": convolutions,
 }
-OTHERS = {"deep unet": partial(unet, 2)}
+OTHERS = {"deep unet": partial(unet, 2), "depthwise": depthwise}
 
 
 def train(name, budget, **options):
@@ -86,6 +110,13 @@ def test_what_kernels_hold_is_what_is_allocated(name):
     # Workspace of convolutions is an upper bound.
     spare = {"unet": 33 * 1024, "convolutions": 64}
     assert 0 <= report.scheduled_peak - peak <= spare.get(name, 0)
+
+
+def test_a_backward_without_convolutions_keeps_images_channels_last():
+    """Inductor would lay out what depthwise convolutions' gradients read after the weights."""
+    compiled, inputs, _, report = train("depthwise", "1.0")
+    peak = measure.peak_bytes(compiled, inputs)
+    assert 0 <= report.scheduled_peak - peak <= 1024
 
 
 @pytest.mark.long  # three minutes; of its kind the attempts at a fraction are quicker
