@@ -42,7 +42,9 @@ BLOCK = 20  # programs to a row of the results
 
 Left = tuple[Outcome, Tensor]  # what steps leave behind, and the input that they write
 Tolerance = Mapping[str, float]
-SINGLE: Tolerance = {"rtol": 1e-5, "atol": 1e-5}  # where a step computes in single precision
+# Kernels add up in another order than eager; what is wrong is off by orders of magnitude more.
+DOUBLE: Tolerance = {"share": 1e-7}
+SINGLE: Tolerance = {"rtol": 1e-5, "atol": 1e-5, "share": 1e-5}
 
 
 class WrongProgramError(AssertionError):
@@ -76,14 +78,14 @@ def check_inductor(seed: int, device: str = "cpu") -> None:
     """Compile the program of a seed at one of the budgets in turn, and compare with eager.
 
     Random numbers are eager's, or there would be nothing to compare; Inductor draws ``bernoulli``
-    otherwise even then, unless it is left whole. Single precision may be rounded otherwise.
+    otherwise even then, unless it is left whole. Sums may be rounded otherwise.
 
     Raises:
         WrongProgramError: something differs, or the kernels are over the budget.
         TorchDiffersError: what differs is stock Inductor's.
     """
     single = any(name == "single" for name, *_ in make(seed)[0].steps)
-    tolerance = SINGLE if single else {}
+    tolerance = SINGLE if single else DOUBLE
     whole = {op: f for op, f in decompositions.items() if op != torch.ops.aten.bernoulli.default}
     with (
         torch._inductor.config.patch(fallback_random=True),
@@ -167,7 +169,7 @@ def _left_by_compiled(seed: int, device: str, **options: Any) -> Left:
 
 def _assert_same(got: Left, want: Left, tolerance: Tolerance = MappingProxyType({})) -> None:
     assert_same(got[0], want[0], **tolerance)
-    close(got[1], want[1], msg="written input: {}".format, **tolerance)
+    close(got[1], want[1], "written input: {}".format, **tolerance)
 
 
 @contextmanager

@@ -58,22 +58,36 @@ def generator_states() -> list[Tensor]:
     return states
 
 
-# What is no number in one has to be none in the other.
-close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12, equal_nan=True)
+def close(
+    got: Tensor, want: Tensor, msg: Callable[[str], str], *, share: float = 0.0, **given: float
+) -> None:
+    """Hold a tensor to another one; what is no number in one has to be none in the other.
+
+    Args:
+        got: the one.
+        want: the other.
+        msg: given what differs, what to say.
+        share: how far numbers may be off, as a share of the largest (kernels add up otherwise).
+        given: ``rtol`` and ``atol`` of ``torch.testing.assert_close``.
+    """
+    tolerance = {"rtol": 1e-9, "atol": 1e-12} | given
+    if share and want.numel():
+        largest = float(want.detach().abs().nan_to_num().max())
+        tolerance["atol"] = max(tolerance["atol"], share * largest)
+    torch.testing.assert_close(got, want, equal_nan=True, msg=msg, **tolerance)
 
 
 def assert_same(got: Outcome, want: Outcome, **tolerance: float) -> None:
-    """Hold an outcome to another one; ``tolerance`` (``rtol`` and ``atol``) is of ``close``."""
+    """Hold an outcome to another one; ``tolerance`` is of :func:`close`."""
     assert len(got.outputs) == len(want.outputs)
     for k, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
-        close(a, b, msg=lambda text, k=k: f"output {k}: {text}", **tolerance)
+        close(a, b, partial("output {}: {}".format, k), **tolerance)
     for what in ("grads", "buffers"):
         ours, theirs = getattr(got, what), getattr(want, what)
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             assert (ours[name] is None) == (value is None), f"{what} of {name}"
             if value is not None:
-                label = f"{what} of {name}"
-                told = partial("{}: {}".format, label)
-                close(ours[name], value, msg=told, **tolerance)
+                told = partial("{}: {}".format, f"{what} of {name}")
+                close(ours[name], value, told, **tolerance)
     assert torch.equal(got.generator, want.generator), "the generator stands elsewhere"
