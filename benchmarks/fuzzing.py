@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -42,6 +41,7 @@ BLOCK = 20  # programs to a row of the results
 
 Left = tuple[Outcome, Tensor]  # what steps leave behind, and the input that they write
 Tolerance = Mapping[str, float]
+EXACT: Tolerance = {}  # but for the last bits
 # Kernels add up in another order than eager; what is wrong is off by orders of magnitude more.
 DOUBLE: Tolerance = {"share": 1e-7}
 SINGLE: Tolerance = {"rtol": 1e-5, "atol": 1e-5, "share": 1e-5}
@@ -100,7 +100,7 @@ def _compare(
     device: str,
     check_: Callable[[Left], None],
     plain: Mapping[str, str],
-    tolerance: Tolerance = MappingProxyType({}),
+    tolerance: Tolerance = EXACT,
 ) -> None:
     """Hold a program to eager, and where that fails to torch's own compilation of it."""
     eager = _left_by_eager(seed, device)
@@ -167,7 +167,7 @@ def _left_by_compiled(seed: int, device: str, **options: Any) -> Left:
     return take_steps(compiled, module, inputs, STEPS), inputs[3]
 
 
-def _assert_same(got: Left, want: Left, tolerance: Tolerance = MappingProxyType({})) -> None:
+def _assert_same(got: Left, want: Left, tolerance: Tolerance = EXACT) -> None:
     assert_same(got[0], want[0], **tolerance)
     close(got[1], want[1], "written input: {}".format, **tolerance)
 

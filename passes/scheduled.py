@@ -48,7 +48,7 @@ class Expectation:
     inputs: dict[str, int]
     held: int
     limit: int | None
-    channels_last: bool = False
+    channels_last: bool
 
 
 def expectations(
