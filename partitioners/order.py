@@ -1,14 +1,20 @@
-"""In which order the backward runs its own ops: as in the joint graph, but weight gradients early.
+"""In which order the backward runs its own ops: as in the joint graph, but for weight gradients.
 
 Autograd lists a layer's input gradient before its weight gradient. The weight gradient is returned
-and read by nobody else, so all that it can do for memory is to run early: what it reads of the
-forward is then gone before the input gradient is made. Nothing is alive longer for it but the
-result, which stays to the end anyway.
+and read by nobody else. Where it is no larger than what it reads, all that it can do for memory is
+to run early: what it reads of the forward is then gone before the input gradient is made. Nothing
+is alive longer for it but the result, which stays to the end anyway.
 
 Example, for ``y = gelu(x) @ w``, gelu(x) recomputed::
 
     joint graph: dg = dy @ w.T; dw = gelu(x).T @ dy; dx = dg * gelu'(x)      at worst dg, gelu(x), x
     here:        dw = gelu(x).T @ dy; dg = dy @ w.T; dx = dg * gelu'(x)      gelu(x), x or dg, x
+
+Where it is larger than what it reads (the head of a convolutional net, a table of embeddings), it
+is *put off* to the end of the backward: what it reads is held that long, and is less. It is still
+made, or saved, where the gradient would have run early, since other layers' values are gone later.
+
+With a weight gradient goes what makes of it what is returned, a cast under autocast.
 
 A weight that is used several times has its gradient summed up. Such a sum runs right behind the
 matmul that it adds, before the next matmul: Inductor makes one library call of the two then, and
@@ -18,13 +24,31 @@ uses at the end, with every use's gradient alive until then.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from recut.partitioners.problem import Problem
 
 
-def backward_order(problem: Problem) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class BackwardOrder:
+    """The ops that set the pace of the backward.
+
+    Attributes:
+        ops: in the order in which they run.
+        put_off: for each op that is put off the one before which it would have run.
+        held: what is made or saved by then, and held: its inputs, but for what is made of nothing,
+            which can be made anywhere.
+    """
+
+    ops: tuple[int, ...]
+    put_off: dict[int, int]
+    held: dict[int, tuple[int, ...]]
+
+
+def backward_order(problem: Problem) -> BackwardOrder:
     """Return the ops that set the pace of the backward, in the order in which they run.
 
     Only what depends on a tangent (or has an effect of the backward) is in it: ``detach`` and its
@@ -33,31 +57,43 @@ def backward_order(problem: Problem) -> tuple[int, ...]:
     """
     own = [i for i, backward in enumerate(problem.is_backward) if backward]
     among = frozenset(own)
-    waits = {
-        i: _makers(problem, i) & among for i in own if _is_last(problem, i) or _sums(problem, i)
-    }
+    units = {i: _gradient(problem, i) or ((i,) if _sums(problem, i) else ()) for i in own}
+    waits = {i: _makers(problem, i) & among for i, unit in units.items() if unit}
     out: list[int] = []
     done: set[int] = set()
     ready: list[int] = []
+    late: list[tuple[int, ...]] = []
+    put_off: dict[int, int] = {}
+    waiting: list[int] = []  # what is put off, until something else runs
 
-    def take(i: int) -> None:
-        out.append(i)
-        done.add(i)
-        readers = {r for v in problem.ops[i].outputs for r in problem.readers[v]}
-        ready.extend(r for r in readers if r in waits and waits[r] <= done)
+    def take(ops: tuple[int, ...]) -> None:
+        put_off.update(dict.fromkeys(waiting, ops[0]))
+        waiting.clear()
+        out.extend(ops)
+        done.update(ops)
+        readers = {r for i in ops for v in problem.ops[i].outputs for r in problem.readers[v]}
+        ready.extend(sorted(r for r in readers if r in waits and waits[r] <= done))
 
     for i in own:
-        if i in done:
-            continue
         # Between two ops that fuse, a matmul would divide their kernel.
-        if not problem.fuses[i]:
-            for early in sorted(ready):
-                if early not in done:
-                    take(early)
+        if i not in done and not problem.fuses[i]:
+            early = [*sorted({*ready} - {i}), *([i] if i in waits else [])]
             ready.clear()
+            for j in early:
+                if j in done:
+                    continue
+                if _is_put_off(problem, units[j]):
+                    late.append(units[j])
+                    done.update(units[j])
+                    waiting.append(j)
+                else:
+                    take(units[j])
         if i not in done:
-            take(i)
-    return tuple(out)
+            take((i,))
+    # Everything returned is in memory behind the last of them, and what that one reads.
+    late.sort(key=lambda unit: -_needed(problem, unit[0]))
+    held = {i: problem.forward_made(_held(problem, i)) for i in put_off}
+    return BackwardOrder((*out, *chain.from_iterable(late)), put_off, held)
 
 
 def _makers(problem: Problem, i: int) -> set[int]:
@@ -68,13 +104,45 @@ def _makers(problem: Problem, i: int) -> set[int]:
 def _sums(problem: Problem, i: int) -> bool:
     """Return whether an op adds a matmul to what was summed up before, in one library call."""
     op = problem.ops[i]
-    return op.inplace and not problem.fuses[i]
+    sizes = {problem.values[v].bytes for v in (*op.inputs, *op.outputs)}
+    return op.inplace and not problem.fuses[i] and len(op.inputs) == 2 and len(sizes) == 1
 
 
-def _is_last(problem: Problem, i: int) -> bool:
-    """Return whether an op's results are returned by the backward and read by none of its ops."""
-    op = problem.ops[i]
-    if problem.fuses[i] or op.random or not op.outputs:
+def _gradient(problem: Problem, i: int) -> tuple[int, ...]:
+    """Return an op with what makes of its result what the backward returns, if nothing else does.
+
+    That is nothing, or ops of one input each that fuse: a cast. Empty where another op reads it.
+    """
+    unit: list[int] = []
+    if problem.fuses[i] or problem.ops[i].random or not problem.ops[i].outputs:
+        return ()
+    while True:
+        unit.append(i)
+        outputs = problem.ops[i].outputs
+        readers = {r for v in outputs for r in problem.readers[v]}
+        if not readers:
+            returned = problem.backward_outputs
+            return tuple(unit) if all(v in returned for v in outputs) else ()
+        (i, *others) = readers
+        alone = len(outputs) == 1 and problem.ops[i].inputs == outputs
+        if others or not alone or not problem.fuses[i]:
+            return ()
+
+
+def _held(problem: Problem, i: int) -> list[int]:
+    """Return what an op reads that is not made of nothing."""
+    makers = ((v, problem.values[v].producer) for v in problem.ops[i].inputs)
+    return [v for v, maker in makers if maker >= 0 and problem.ops[maker].inputs]
+
+
+def _needed(problem: Problem, i: int) -> int:
+    """Return the bytes that it takes to run an op at the end of the backward."""
+    return sum(problem.values[v].bytes for v in _held(problem, i)) + problem.ops[i].workspace
+
+
+def _is_put_off(problem: Problem, unit: tuple[int, ...]) -> bool:
+    """Return whether a weight gradient is larger than what it takes to make it at the end."""
+    if not _gradient(problem, unit[0]):
         return False
-    returned = problem.backward_outputs
-    return all(v in returned and not problem.readers[v] for v in op.outputs)
+    made = sum(problem.values[v].bytes for v in problem.ops[unit[-1]].outputs)
+    return made > _needed(problem, unit[0])

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from recut.partitioners.order import backward_order
+from recut.partitioners.order import BackwardOrder, backward_order
 
 if TYPE_CHECKING:
     from recut.partitioners.tables import Tables
@@ -235,7 +235,20 @@ class Problem:
     @cached_property
     def backward_order(self) -> tuple[int, ...]:
         """The ops that set the pace of the backward, in the order in which they run."""
+        return self.pace.ops
+
+    @cached_property
+    def pace(self) -> BackwardOrder:
+        """The order of the backward's own ops, and what is held for those that are put off."""
         return backward_order(self)
+
+    @cached_property
+    def forward_wanted(self) -> tuple[tuple[int, ...], ...]:
+        """For each op what the forward makes of what has to be there before it runs."""
+        wanted = list(self.forward_inputs)
+        for i, before in self.pace.put_off.items():
+            wanted[before] += self.pace.held[i]
+        return tuple(wanted)
 
     def forward_made(self, values: Iterable[int]) -> tuple[int, ...]:
         """Return those of some values that ops outside the backward make."""

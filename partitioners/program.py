@@ -37,6 +37,7 @@ from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule, forward_order
 from recut.partitioners.solver import Answer, LinearProgram
 from recut.partitioners.tables import Flags, Floats, Ints
+from recut.partitioners.trace import asked_at
 
 _MOMENTS = 64
 
@@ -201,7 +202,8 @@ class _Again:
         # What has to be there: for the backward's own ops, and what the step returns at its end.
         returned = np.flatnonzero(trace.returned & self.made)
         self._asked = np.concatenate([read[by_own], returned])
-        self._when = np.concatenate([at[by_own], np.full(len(returned), len(trace.order))])
+        when = asked_at(problem, trace, read[by_own], at[by_own])
+        self._when = np.concatenate([when, np.full(len(returned), len(trace.order))])
         self.needed = np.zeros(len(self.made), dtype=np.bool_)
         self.needed[self._asked] = True
         self._own = own

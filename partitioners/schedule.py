@@ -184,7 +184,7 @@ def lazy_schedule(
             have.difference_update(stretches.passed(ops, wanted))
 
     for i in problem.backward_order if order is None else order:
-        wanted = problem.forward_inputs[i]
+        wanted = problem.forward_wanted[i]
         if not have.issuperset(wanted):
             demand(wanted)
         backward.append(i)

@@ -57,3 +57,18 @@ class Trace:
     def ends(self) -> Ints:
         """For each instance its last moment, run op by op."""
         return np.where(self.returned, self.n, np.maximum(self.last, self.start))
+
+
+def asked_at(problem: Problem, trace: Trace, read: Ints, at: Ints) -> Ints:
+    """Return when each of some instances has to be there that the backward's own ops read.
+
+    At the moment of its reading, but for ops that are put off: where they would have run.
+    """
+    order, pace = trace.order.tolist(), problem.pace
+    place = {i: k for k, i in enumerate(order) if k >= trace.split}
+    when = at.copy()
+    for k in np.flatnonzero(np.isin(trace.order[at], list(pace.put_off))).tolist():
+        i = order[at[k]]
+        if trace.value[read[k]] in pace.held[i]:
+            when[k] = place[pace.put_off[i]]
+    return when

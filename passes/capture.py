@@ -332,6 +332,7 @@ def capture(
         # What Inductor leaves to a library does not fuse.
         library = joined or (b.inductor and rules.is_random(n))
         kind = Kind.OTHER if library else costs.kind_of(n)
+        inplace = kind is Kind.POINTWISE or joined or costs.fills_constant(n)
         ops.append(
             Op(
                 name=n.name,
@@ -346,7 +347,7 @@ def capture(
                 reason=reason,
                 random=not backward and rules.is_random(n),
                 heavy=device == "cpu" and costs.is_heavy(n),
-                inplace=is_wait(n) or (b.inductor and (kind is Kind.POINTWISE or joined)),
+                inplace=is_wait(n) or (b.inductor and inplace),
                 workspace=costs.allocated(
                     workspace + workspace_of(n, bool(b.turned), device), device
                 ),

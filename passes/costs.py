@@ -66,6 +66,12 @@ _COPIES = {
     aten.upsample_nearest2d, aten.avg_pool3d, aten.max_pool3d_with_indices, aten.grid_sampler_2d,
 }  # fmt: skip
 
+# Ops that Inductor lowers to a copy of their first input and a kernel that writes into the copy.
+_WRITERS = {
+    aten.index_put, aten._unsafe_index_put, aten._unsafe_masked_index_put_accumulate, aten.scatter,
+    aten.scatter_add, aten.scatter_reduce,
+}  # fmt: skip
+
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(_torch.sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
@@ -160,6 +166,17 @@ _BLOCK = 512
 def allocated(size: int, device: str) -> int:
     """Return the bytes that torch's allocator takes for ``size`` on a type of device."""
     return -(-size // _BLOCK) * _BLOCK if device == "cuda" else size
+
+
+def fills_constant(node: fx.Node) -> bool:
+    """Return whether Inductor writes an op's result into a constant that it makes for it.
+
+    The gradient of an embedding or of pooling: zeros of its size are never a buffer beside it.
+    """
+    base = node.args[0] if node.args and packet(node) in _WRITERS else None
+    if not isinstance(base, fx.Node) or base.op != "call_function":
+        return False
+    return all(_torch.is_sym_node(n) for n in base.all_input_nodes)
 
 
 def packet(node: fx.Node) -> Any:

@@ -43,6 +43,7 @@ class _Emitter:
         twice = set(schedule.recomputed(captured.problem))
         self.replayed = {i for i in twice if captured.problem.ops[i].random}
         self.states: dict[int, fx.Node] = {}
+        self.kept = _kept(captured)
         self.ops: dict[str, int] = {}
         self.effects: dict[str, set[str]] = {"forward": set(), "backward": set()}
 
@@ -128,6 +129,8 @@ class _Emitter:
             self.last_kernel = self.env[node]
         if node.is_impure() or self.captured.problem.ops[i].random:
             self.effects[self.phase].add(self.env[node].name)
+        if i in self.kept and self.phase == "backward":
+            self.env[node] = self._laid_out(node)
         self._getitems(node)
 
     def _getitems(self, node: fx.Node) -> None:
@@ -203,6 +206,20 @@ class _Emitter:
         new = self.graph.output((*forward, *backward))
         new.meta = dict(output.meta)
         return _torch.make_graph_module(self.joint, self.graph)
+
+
+def _kept(captured: Capture) -> set[int]:
+    """Return the ops whose result Inductor is to write down where it is made.
+
+    It would compute it inside a kernel that reads it, and hold all that it is made of until that
+    one runs, at the end of the backward.
+    """
+    problem = captured.problem
+    if problem.compiler != "inductor":
+        return set()
+    late = [i for i in problem.pace.put_off if costs.fills_constant(captured.op_nodes[i])]
+    makers = {problem.values[v].producer for i in late for v in problem.ops[i].inputs}
+    return {i for i in makers if i >= 0 and problem.ops[i].inputs and problem.fuses[i]}
 
 
 def _is_backward_input(node: fx.Node) -> bool:

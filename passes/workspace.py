@@ -221,14 +221,31 @@ def _round_up(channels: int) -> int:
 
 
 def _attention_workspace(node: fx.Node) -> int:
-    """Return the blocks of flash attention's threads (aten/native/cpu/FlashAttentionKernel.cpp)."""
+    """Return what flash attention takes on a CPU (aten/native/cpu/FlashAttentionKernel.cpp).
+
+    Blocks for each thread, and backwards a copy of the result's gradient where that does not lie
+    row by row with the heads beside each other.
+    """
     backward = packet(node) is aten._scaled_dot_product_flash_attention_for_cpu_backward
     query, key = (_value(a) for a in node.args[backward : backward + 2])
     length = hint(query.shape[-2])
     rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
     scores = rows * min(hint(key.shape[-2]), 512)
     each = 2 * scores + rows if backward else scores + rows * (2 + hint(query.shape[-1]))
-    return int(torch.get_num_threads() * each * max(query.dtype.itemsize, 4))
+    blocks = int(torch.get_num_threads() * each * max(query.dtype.itemsize, 4))
+    gradient = _value(node.args[0])
+    copied = backward and not _is_dense(gradient, (0, 2, 1, 3))
+    return blocks + (nbytes(gradient) if copied else 0)
+
+
+def _is_dense(t: torch.Tensor, dims: tuple[int, ...]) -> bool:
+    """Return whether a tensor lies contiguous with its dimensions in some order, by its hints."""
+    expected = 1
+    for size, stride in ((hint(t.shape[d]), hint(t.stride(d))) for d in reversed(dims)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _flash_backward_workspace(query: torch.Tensor, key: torch.Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 
 import pytest
 
@@ -14,7 +15,8 @@ from recut.errors import SettingError
 from recut.partitioners.machine import CPU, FAMILIES, FUNCTIONS, MACHINES, Machine
 from recut.settings import Settings
 
-HOST = machines.this_host("cpu")
+# The number of threads that tests run with (conftest.py), on a machine of any size.
+HOST = dataclasses.replace(machines.this_host("cpu"), threads=min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,13 @@
-"""The backward's order: weight gradients early, everything else where the joint graph has it."""
+"""The backward's order: weight gradients early or last, all else where the joint graph has it."""
 
 from __future__ import annotations
 
+import numpy as np
 from problems import Net, random_problem
 
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.problem import Kind, Phase
+from recut.partitioners.program import Program
 from recut.partitioners.schedule import lazy_schedule
 
 BACKWARD = {"phase": Phase.BACKWARD}
@@ -68,6 +70,76 @@ def test_a_weight_gradient_does_not_divide_ops_that_fuse():
     (dw,) = net.op("dw", (dy,), 100, **BACKWARD)
     (dx,) = net.op("dx", (dg,), 100, kind=Kind.POINTWISE, **BACKWARD)
     assert names(net.problem((), (dx, dw))) == ["dy", "dz", "dw", "dg", "dx"]
+
+
+def head(size, cast=False):
+    """The gradients of a layer behind a larger one; its weight's has some size."""
+    net = Net()
+    x, tangent = net.input("x"), net.input("tangent")
+    (h,) = net.op("h", (x,), 300)
+    (r,) = net.op("relu", (h,), 20, kind=Kind.POINTWISE)
+    (y,) = net.op("y", (r,), 10)
+    (dy,) = net.op("dy", (tangent,), 10, **BACKWARD)
+    (dw,) = net.op("dw", (dy, r), size, workspace=10, **BACKWARD)
+    if cast:
+        (dw,) = net.op("cast", (dw,), 2 * size, kind=Kind.POINTWISE, **BACKWARD)
+    (dr,) = net.op("dr", (dy,), 20, **BACKWARD)
+    (dh,) = net.op("dh", (dr, h), 300, kind=Kind.POINTWISE, **BACKWARD)
+    (deep,) = net.op("deep", (dh,), 100, **BACKWARD)
+    return net.problem((y,), (dw, deep)), (r, h)
+
+
+def test_a_gradient_larger_than_what_it_is_made_of_runs_last():
+    # It holds 30 bytes, and 10 while it runs.
+    assert names(head(40)[0]) == ["dy", "dw", "dr", "dh", "deep"]
+    problem, _ = head(41)
+    assert names(problem) == ["dy", "dr", "dh", "deep", "dw"]
+    problem, saved = head(400)
+    joint = tuple(sorted(problem.backward_order))
+    late, early = (evaluate(problem, lazy_schedule(problem, saved, o)) for o in (None, joint))
+    assert late.peak < early.peak
+
+
+def test_what_makes_the_returned_gradient_of_it_goes_along():
+    assert names(head(10, cast=True)[0]) == ["dy", "dw", "cast", "dr", "dh", "deep"]
+    assert names(head(40, cast=True)[0]) == ["dy", "dr", "dh", "deep", "dw", "cast"]
+
+
+def test_the_last_gradient_is_the_one_that_takes_least():
+    net = Net()
+    tangent = net.input("tangent")
+    (dy,) = net.op("dy", (tangent,), 10, **BACKWARD)
+    small = net.op("small", (dy,), 100, **BACKWARD)
+    (dz,) = net.op("dz", (dy,), 20, **BACKWARD)
+    large = net.op("large", (dz,), 100, **BACKWARD)
+    end = net.op("end", (dz,), 10, **BACKWARD)
+    problem = net.problem((), (*small, *large, *end))
+    assert names(problem) == ["dy", "dz", "end", "large", "small"]
+
+
+def test_what_it_reads_is_recomputed_where_it_would_have_run():
+    """Not at the end, where all that it is made of would have to be alive still."""
+    problem, (_, h) = head(400)
+    schedule = lazy_schedule(problem, {h})
+    order = [problem.ops[i].name for i in schedule.backward]
+    assert order == ["dy", "relu", "dr", "dh", "deep", "dw"]
+    program = Program(problem, lazy_schedule(problem, ()))
+    nothing = np.zeros(len(program.columns.instances), dtype=np.bool_)
+    order = [problem.ops[i].name for i in program.carrying(nothing).backward]
+    assert order == ["dy", "h", "relu", "dr", "dh", "deep", "dw"]
+
+
+def test_zeros_that_it_is_written_into_are_made_at_the_end():
+    net = Net()
+    x, tangent = net.input("x"), net.input("tangent")
+    (y,) = net.op("y", (x,), 10)
+    (zeros,) = net.op("zeros", (), 400, phase=Phase.EITHER, kind=Kind.POINTWISE)
+    (dy,) = net.op("dy", (tangent, y), 10, **BACKWARD)
+    (table,) = net.op("table", (zeros, dy), 400, kind=Kind.OTHER, inplace=True, **BACKWARD)
+    (dx,) = net.op("dx", (dy,), 300, **BACKWARD)
+    problem = net.problem((y,), (table, dx))
+    order = [problem.ops[i].name for i in lazy_schedule(problem, ()).backward]
+    assert order == ["y", "dy", "dx", "zeros", "table"]
 
 
 def test_random_ops_and_effects_stay_where_they_are():
