@@ -9,11 +9,13 @@ belongs to the op that runs there, and a planner that knows it can plan again.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import fx
 
 from recut.partitioners.evaluator import Timeline
@@ -21,6 +23,8 @@ from recut.partitioners.problem import Problem
 from recut.passes import _torch, costs
 from recut.passes.capture import Capture, device_of
 from recut.passes.rewrite import Emission
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Expectation:
         inputs: bytes of each saved tensor by name of its placeholder, freed at its last read.
         held: bytes that live throughout and that the graph neither makes nor frees.
         limit: bytes that the graph's kernels must not exceed; None where nothing is promised.
+        copied: bytes of the largest gradient that autograd copies behind the graph's last kernel.
         channels_last: convolutions are counted with channels-last images, whose layout Inductor
             would choose anew for a graph that has none but their gradients.
     """
@@ -48,6 +53,7 @@ class Expectation:
     inputs: dict[str, int]
     held: int
     limit: int | None
+    copied: int
     channels_last: bool
 
 
@@ -72,7 +78,12 @@ def expectations(
     turned = captured.channels_last and device_of(emission.module.graph) == "cpu"
 
     def part(
-        entries: Sequence[fx.Node], base: int, inputs: dict[str, int], held: int, limit: int | None
+        entries: Sequence[fx.Node],
+        base: int,
+        limit: int | None,
+        inputs: dict[str, int],
+        held: int = 0,
+        copied: int = 0,
     ) -> Expectation:
         ops = tuple(emission.ops[n.name] for n in entries)
         return Expectation(
@@ -84,14 +95,15 @@ def expectations(
             inputs=inputs,
             held=held,
             limit=limit,
+            copied=copied,
             channels_last=turned,
         )
 
-    returned = _returned(problem)
+    returned, copied = _returned(problem), _copied(captured, emission)
     split = line.split
     return (
-        part(entries[:split], 0, {}, 0, limits[0]),
-        part(entries[split:], split, _saved(captured, emission), returned, limits[1]),
+        part(entries[:split], 0, limits[0], {}),
+        part(entries[split:], split, limits[1], _saved(captured, emission), returned, copied),
     )
 
 
@@ -99,6 +111,30 @@ def _returned(problem: Problem) -> int:
     """Return the bytes that live from the forward to the end of the backward whatever it does."""
     kept = {v for v in problem.backward_outputs if problem.values[v].producer < 0}
     return sum(problem.values[v].bytes for v in kept | set(problem.forward_outputs))
+
+
+def _copied(captured: Capture, emission: Emission) -> int:
+    """Return the bytes of the largest gradient that autograd copies, one after another.
+
+    Convolutions with channels-last images give their weights' gradients that layout too, and a
+    parameter's gradient gets the parameter's own (torch/csrc/autograd/functions/accumulate_grad.h).
+    """
+    graph = emission.module.graph
+    flat: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
+    gradients = flat[captured.num_forward_outputs :]
+    weights = (n for n in graph.find_nodes(op="placeholder") if _torch.is_primal(n))
+    sizes = [
+        costs.allocated(costs.channels_last_copy(weight), device_of(graph))
+        for gradient, weight in zip(gradients, weights, strict=False)
+        if captured.channels_last and isinstance(gradient, fx.Node) and _of_weight(gradient)
+    ]
+    return max(sizes, default=0)
+
+
+def _of_weight(gradient: fx.Node) -> bool:
+    """Return whether a gradient is a convolution's own result, for its weight."""
+    call = gradient.args[0] if gradient.target is operator.getitem else None
+    return isinstance(call, fx.Node) and costs.packet(call) is aten.convolution_backward
 
 
 def _saved(captured: Capture, emission: Emission) -> dict[str, int]:
@@ -165,7 +201,8 @@ def observe(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> Obse
     excess: dict[int, int] = {}
     peak = 0
     place = 0
-    for node, buffers in zip(scheduler.nodes, _live(scheduler, lives, promised), strict=True):
+    *live, behind = _live(scheduler, lives, promised)
+    for node, buffers in zip(scheduler.nodes, live, strict=True):
         places = [promised.moments[o] for o in _origins(node) if o in promised.moments]
         place = max(places, default=place)
         size = buffers + max((promised.workspace[p] for p in places), default=0)
@@ -173,6 +210,12 @@ def observe(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> Obse
         if promised.ops and promised.limit is not None and size > _NEAR * promised.limit:
             op = promised.ops[place]
             excess[op] = max(excess.get(op, 0), size - promised.live[place])
+    # Behind the last kernel everything returned is alive, and the copy of one gradient.
+    size = behind + promised.copied
+    peak = max(peak, size)
+    if promised.ops and promised.limit is not None and size > promised.limit:
+        op = promised.ops[-1]
+        excess[op] = max(excess.get(op, 0), size - promised.live[-1])
     beyond = {op: x for op, x in excess.items() if x > 0}
     return Observation(promised.digest, peak, promised.limit, beyond)
 
@@ -183,7 +226,10 @@ def _origins(node: Any) -> set[str]:
 
 
 def _live(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> list[int]:
-    """Return the bytes that are live while each kernel runs, without workspace of library calls."""
+    """Return the bytes that are live while each kernel runs, and behind the last of them.
+
+    Without workspace of library calls.
+    """
     nodes = scheduler.nodes
     graph = _torch.V.graph
     # The outputs of one call are allocated with it, and freed each at its own end.
@@ -223,7 +269,7 @@ def _live(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> list[i
             shared = min(freed[written], freed[over])
             delta[start] -= shared
             delta[start + 1] += shared
-    return list(accumulate(delta[: len(nodes)]))
+    return list(accumulate(delta[: len(nodes) + 1]))
 
 
 def _last_reads(nodes: Sequence[Any], names: Mapping[str, int]) -> dict[str, int]:

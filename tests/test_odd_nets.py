@@ -131,6 +131,21 @@ class Towers(nn.Module):
         return (images * words).square().mean()
 
 
+class Head(nn.Module):
+    """Gradients are most of the step, and autograd copies a window's behind the last kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.windows = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()
+        )
+        self.head = nn.Linear(64 * 16, 1024)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.avg_pool2d(self.windows(x), 4).flatten(1)
+        return self.head(x).square().mean()
+
+
 def convolutions(make, **more):
     return lambda: Stack(make, **more)
 
@@ -160,6 +175,7 @@ CASES = {
         ),
         (8, 64, 64),
     ),
+    "head": (Head, (2, 3, 16, 16)),
     "towers": (Towers, (4, 3, 64, 64)),
 }
 # Of the largest entry of a gradient; halves of precision differ by the order of sums.
