@@ -2,12 +2,13 @@
 
 Both get the same joint graph inside ``torch.compile``, and the compilation ends behind them.
 Seconds are the processor's, the median of some rounds: compile workers start beside a compilation,
-and seconds of the clock would count them too.
+and seconds of the clock would count them too. A model that has been compared is not compared again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import torch
 from benchmarks import measure
 from benchmarks.contest import caught
 from benchmarks.models import MODELS, ModelSpec, transformer
+from benchmarks.resume import Record
 from benchmarks.table import RESULTS, environment
 from recut.files import write_atomic
 
@@ -61,8 +63,8 @@ def _compile(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     raise RuntimeError("the model compiled without its partitioner")
 
 
-def compare(spec: ModelSpec, rounds: int) -> tuple[int, float, dict[float, float]]:
-    """Return the number of ops, torch's seconds, and recut's by budget (fractions)."""
+def compare(spec: ModelSpec, rounds: int) -> tuple[int, float, list[float]]:
+    """Return the number of ops, torch's seconds, and recut's for each of the budgets."""
     import recut.backend
 
     model, inputs = spec.make(False)
@@ -84,12 +86,12 @@ def compare(spec: ModelSpec, rounds: int) -> tuple[int, float, dict[float, float
         for warm_up in (measure.compile_stock(model), measure.compile_recut(model, BUDGETS[-1])):
             _compile(warm_up, inputs)  # the first of its kind imports what it needs
         stock = [_compile(measure.compile_stock(model), inputs) for _ in range(rounds)]
-        recuts = {
-            budget: statistics.median(
+        recuts = [
+            statistics.median(
                 _compile(measure.compile_recut(model, budget), inputs) for _ in range(rounds)
             )
             for budget in BUDGETS
-        }
+        ]
     return ops[0], statistics.median(stock), recuts
 
 
@@ -99,14 +101,17 @@ def growth(ops: list[int], seconds: list[float]) -> float:
     return float(slope)
 
 
-def _growth(rows: dict[str, tuple[int, float, dict[float, float]]]) -> list[str]:
+def _growth(rows: list[dict[str, Any]]) -> list[str]:
     """Return how planning grows over the deep models that were compared, if several were."""
-    deep = [row for name, row in rows.items() if name in DEEP]
+    deep = [row for row in rows if row["model"] in DEEP]
     if len(deep) < 2:
         return []
-    ops = [row[0] for row in deep]
-    torchs = growth(ops, [row[1] for row in deep])
-    ours = (f"{growth(ops, [row[2][b] for row in deep]):.2f} at {b}" for b in BUDGETS)
+    ops = [row["ops"] for row in deep]
+    torchs = growth(ops, [row["torch"] for row in deep])
+    ours = (
+        f"{growth(ops, [row['recut'][k] for row in deep]):.2f} at {budget}"
+        for k, budget in enumerate(BUDGETS)
+    )
     return [
         "",
         f"From {min(ops)} to {max(ops)} ops seconds grow with this power of their number: torch's "
@@ -114,42 +119,53 @@ def _growth(rows: dict[str, tuple[int, float, dict[float, float]]]) -> list[str]
     ]
 
 
+def markdown(rows: list[dict[str, Any]], made: dict[str, str]) -> str:
+    """Return the table of all models that were compared."""
+    lines = [
+        "# Planning",
+        "",
+        "Processor seconds for one joint graph: torch's own partitioner beside recut's whole pass "
+        "(prepare, capture, plan, emit, split, verify), by budget as a fraction of the fastest "
+        "plan's peak; medians of some rounds, and their ratio to torch's.",
+        "",
+        "| model | ops | rounds | torch | " + " | ".join(f"recut {b}" for b in BUDGETS) + " |",
+        "| --- |" + " --: |" * (3 + len(BUDGETS)),
+    ]
+    for row in rows:
+        cells = (f"{s:.3f} ({s / row['torch']:.2f})" for s in row["recut"])
+        start = f"| {row['model']} | {row['ops']} | {row['rounds']} | {row['torch']:.3f} | "
+        lines.append(start + " | ".join(cells) + " |")
+    lines += _growth(rows)
+    lines += ["", f"{made['date']}, torch {made['torch']}, {made['device']}: `{made['command']}`"]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Compare the models and write the table."""
+    """Compare the models, keep each as it comes, and write the table of all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
     known = {**MODELS, **DEEP}
     parser.add_argument("--models", default=",".join(known), help="names, with commas")
     parser.add_argument("--rounds", type=int, default=5, help="compilations of each (default 5)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
-    unknown = set(options.models.split(",")) - known.keys()
-    if unknown:
+    names = options.models.split(",")
+    if unknown := set(names) - known.keys():
         parser.error(f"unknown {sorted(unknown)}, choose from {', '.join(known)}")
     measure.prepare()
     torch._inductor.config.force_disable_caches = True
-    lines = [
-        "# Planning",
-        "",
-        "Processor seconds for one joint graph: torch's own partitioner beside recut's whole pass "
-        "(prepare, capture, plan, emit, split, verify), by budget as a fraction of the fastest "
-        "plan's peak.",
-        "",
-        "| model | ops | torch | " + " | ".join(f"recut {b}" for b in BUDGETS) + " |",
-        "| --- |" + " --: |" * (2 + len(BUDGETS)),
-    ]
-    rows = {}
-    for name in options.models.split(","):
-        ops, stock, recuts = rows[name] = compare(known[name], options.rounds)
-        cells = (f"{s:.3f} ({s / stock:.2f})" for s in recuts.values())
-        lines.append(f"| {name} | {ops} | {stock:.3f} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
-    lines += _growth(rows)
-    made = environment(
-        f"python -m benchmarks.planning --models {options.models} --rounds {options.rounds}"
-    )
-    lines += ["", f"{made['date']}, torch {made['torch']}, {made['device']}: `{made['command']}`"]
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.output / "planning.md", "\n".join(lines) + "\n")
+    made = environment("python -m benchmarks.planning")
+    setting = {key: made[key] for key in ("torch", "python", "device")}
+    record = Record(options.output / "planning.json", setting, made)
+    for name in names:
+        if any(row["model"] == name for row in record.rows):
+            continue
+        start = time.perf_counter()
+        ops, stock, recuts = compare(known[name], options.rounds)
+        row = {"model": name, "ops": ops, "rounds": options.rounds, "torch": stock, "recut": recuts}
+        record.add({**row, "spent": time.perf_counter() - start})
+        print(json.dumps(row), flush=True)
+        text = markdown(record.rows, record.document["measured"])
+        write_atomic(options.output / "planning.md", text)
 
 
 if __name__ == "__main__":
