@@ -119,16 +119,18 @@ def _copied(captured: Capture, emission: Emission) -> int:
     Convolutions with channels-last images give their weights' gradients that layout too, and a
     parameter's gradient gets the parameter's own (torch/csrc/autograd/functions/accumulate_grad.h).
     """
+    if not captured.channels_last:
+        return 0
     graph = emission.module.graph
     flat: Sequence[Any] = graph.output_node().args[0]  # type: ignore[assignment]
     gradients = flat[captured.num_forward_outputs :]
     weights = (n for n in graph.find_nodes(op="placeholder") if _torch.is_primal(n))
     sizes = [
-        costs.allocated(costs.channels_last_copy(weight), device_of(graph))
+        costs.channels_last_copy(weight)
         for gradient, weight in zip(gradients, weights, strict=False)
-        if captured.channels_last and isinstance(gradient, fx.Node) and _of_weight(gradient)
+        if isinstance(gradient, fx.Node) and _of_weight(gradient)
     ]
-    return max(sizes, default=0)
+    return costs.allocated(max(sizes, default=0), device_of(graph))
 
 
 def _of_weight(gradient: fx.Node) -> bool:
