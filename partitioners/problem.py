@@ -278,6 +278,19 @@ class Problem:
         """The ops that the forward runs whatever is saved, in joint-graph order."""
         return tuple(sorted(self.forward_required))
 
+    @cached_property
+    def forward_places(self) -> tuple[int, ...]:
+        """For each op the last of the forward's own at or before it that it depends on.
+
+        What only the backward needs belongs where its inputs are made.
+        """
+        need = self.forward_required
+        place: list[int] = []
+        for i, op in enumerate(self.ops):
+            parents = (p for v in op.inputs if (p := self.values[v].producer) >= 0)
+            place.append(i if i in need else max((place[p] for p in parents), default=0))
+        return tuple(place)
+
     def ancestors(self, ops: Iterable[int]) -> set[int]:
         """Return ``ops`` and every op that they depend on."""
         todo = list(ops)

@@ -132,17 +132,11 @@ class Stretches:
 
     def __init__(self, problem: Problem, last: Collection[int]) -> None:
         self._problem = problem
-        need = problem.forward_required
-        place: list[int] = []
-        for i, op in enumerate(problem.ops):
-            parents = (p for v in op.inputs if (p := problem.values[v].producer) >= 0)
-            # What only the backward needs belongs where its inputs are made.
-            place.append(i if i in need else max((place[p] for p in parents), default=0))
         ends = sorted(last)
-        self._stretch = [bisect_left(ends, p) for p in place]
+        self._stretch = [bisect_left(ends, p) for p in problem.forward_places]
         self._crosses = {
             v
-            for i in need
+            for i in problem.forward_required
             for v in problem.forward_inputs[i]
             if self._stretch[problem.values[v].producer] < self._stretch[i]
         }

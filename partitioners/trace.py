@@ -64,7 +64,10 @@ def asked_at(problem: Problem, trace: Trace, read: Ints, at: Ints) -> Ints:
 
     At the moment of its reading, but for ops that are put off: where they would have run.
     """
-    order, pace = trace.order.tolist(), problem.pace
+    pace = problem.pace
+    if not pace.put_off:
+        return at
+    order = trace.order.tolist()
     place = {i: k for k, i in enumerate(order) if k >= trace.split}
     when = at.copy()
     for k in np.flatnonzero(np.isin(trace.order[at], list(pace.put_off))).tolist():

@@ -41,6 +41,7 @@ class Capture:
         value_of: value index of each node that is a storage of its own.
         views: nodes that are views of what ``args`` name; copied beside their base at each use.
         num_forward_outputs: how many of the joint graph's outputs the forward returns.
+        device: type of the device that the graph runs on.
         turned: what Inductor turns to channels-last for the graph's convolutions.
         bases: where the price of each op is from.
     """
@@ -50,6 +51,7 @@ class Capture:
     value_of: dict[fx.Node, int]
     views: frozenset[fx.Node]
     num_forward_outputs: int
+    device: str
     turned: frozenset[fx.Node] = frozenset()
     bases: tuple[Basis, ...] = ()
 
@@ -369,6 +371,7 @@ def capture(
         b.value_of,
         frozenset(b.views),
         num_fwd_outputs,
+        device,
         frozenset(b.turned),
         bases,
     )

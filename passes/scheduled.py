@@ -21,7 +21,7 @@ from torch import fx
 from recut.partitioners.evaluator import Timeline
 from recut.partitioners.problem import Problem
 from recut.passes import _torch, costs
-from recut.passes.capture import Capture, device_of
+from recut.passes.capture import Capture
 from recut.passes.rewrite import Emission
 
 aten = torch.ops.aten
@@ -75,7 +75,7 @@ def expectations(
     entries = [n for n in emission.module.graph.nodes if n.name in emission.ops]
     problem = captured.problem
     # Not on a GPU: what its libraries make of that has not been measured.
-    turned = captured.channels_last and device_of(emission.module.graph) == "cpu"
+    turned = captured.channels_last and captured.device == "cpu"
 
     def part(
         entries: Sequence[fx.Node],
@@ -130,7 +130,7 @@ def _copied(captured: Capture, emission: Emission) -> int:
         for gradient, weight in zip(gradients, weights, strict=False)
         if isinstance(gradient, fx.Node) and _of_weight(gradient)
     ]
-    return costs.allocated(max(sizes, default=0), device_of(graph))
+    return costs.allocated(max(sizes, default=0), captured.device)
 
 
 def _of_weight(gradient: fx.Node) -> bool:

@@ -173,10 +173,10 @@ def tightened(
 
 def free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
     """Return how to ask the graph's device for its free bytes."""
-    devices = {t.device for n in joint.graph.nodes for t in tensors(n.meta.get("val"))}
-    cuda = sorted((d for d in devices if d.type == "cuda"), key=str)
 
     def free() -> int:
+        devices = {t.device for n in joint.graph.nodes for t in tensors(n.meta.get("val"))}
+        cuda = sorted((d for d in devices if d.type == "cuda"), key=str)
         if cuda:
             available, _ = torch.cuda.mem_get_info(cuda[0])
             cached = torch.cuda.memory_reserved(cuda[0]) - torch.cuda.memory_allocated(cuda[0])

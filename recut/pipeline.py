@@ -217,7 +217,9 @@ def _partition_under(
     measured = measured_costs(joint, compiler) if settings.costs == "measure" else {}
     start += time.perf_counter() - measuring  # it is no planning
     prices = Prices(machine, measured, compiler == "inductor")
-    captured = capture(joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, prices=prices)
+    captured = capture(
+        joint, num_fwd_outputs=num_fwd_outputs, compiler=compiler, prices=prices, device=device
+    )
     known = experience.get(captured.problem.digest)
     if (region := annotated_budget(joint)) is not None:
         peak = Planner(captured.problem, machine).fastest_peak
