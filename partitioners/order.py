@@ -57,8 +57,9 @@ def backward_order(problem: Problem) -> BackwardOrder:
     """
     own = [i for i, backward in enumerate(problem.is_backward) if backward]
     among = frozenset(own)
-    units = {i: _gradient(problem, i) or ((i,) if _sums(problem, i) else ()) for i in own}
-    waits = {i: _makers(problem, i) & among for i, unit in units.items() if unit}
+    gradients = {i: unit for i in own if (unit := _gradient(problem, i))}
+    units = {i: (i,) for i in own if _sums(problem, i)} | gradients
+    waits = {i: _makers(problem, i) & among for i in units}
     out: list[int] = []
     done: set[int] = set()
     ready: list[int] = []
@@ -82,9 +83,9 @@ def backward_order(problem: Problem) -> BackwardOrder:
             for j in early:
                 if j in done:
                     continue
-                if _is_put_off(problem, units[j]):
-                    late.append(units[j])
-                    done.update(units[j])
+                if j in gradients and _is_put_off(problem, gradients[j]):
+                    late.append(gradients[j])
+                    done.update(gradients[j])
                     waiting.append(j)
                 else:
                     take(units[j])
@@ -142,7 +143,5 @@ def _needed(problem: Problem, i: int) -> int:
 
 def _is_put_off(problem: Problem, unit: tuple[int, ...]) -> bool:
     """Return whether a weight gradient is larger than what it takes to make it at the end."""
-    if not _gradient(problem, unit[0]):
-        return False
     made = sum(problem.values[v].bytes for v in problem.ops[unit[-1]].outputs)
     return made > _needed(problem, unit[0])
