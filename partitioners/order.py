@@ -39,8 +39,8 @@ class BackwardOrder:
     Attributes:
         ops: in the order in which they run.
         put_off: for each op that is put off the one before which it would have run.
-        held: what is made or saved by then, and held: its inputs, but for what is made of nothing,
-            which can be made anywhere.
+        held: what is there by then, and held: its inputs, but for those of the step, and what is
+            made of nothing, which can be made anywhere.
     """
 
     ops: tuple[int, ...]
@@ -93,7 +93,7 @@ def backward_order(problem: Problem) -> BackwardOrder:
             take((i,))
     # Everything returned is in memory behind the last of them, and what that one reads.
     late.sort(key=lambda unit: -_needed(problem, unit[0]))
-    held = {i: problem.forward_made(_held(problem, i)) for i in put_off}
+    held = {i: _held(problem, i) for i in put_off}
     return BackwardOrder((*out, *chain.from_iterable(late)), put_off, held)
 
 
@@ -130,10 +130,10 @@ def _gradient(problem: Problem, i: int) -> tuple[int, ...]:
             return ()
 
 
-def _held(problem: Problem, i: int) -> list[int]:
-    """Return what an op reads that is not made of nothing."""
+def _held(problem: Problem, i: int) -> tuple[int, ...]:
+    """Return what an op reads that ops make of something."""
     makers = ((v, problem.values[v].producer) for v in problem.ops[i].inputs)
-    return [v for v, maker in makers if maker >= 0 and problem.ops[maker].inputs]
+    return tuple(v for v, maker in makers if maker >= 0 and problem.ops[maker].inputs)
 
 
 def _needed(problem: Problem, i: int) -> int:

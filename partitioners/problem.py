@@ -247,7 +247,7 @@ class Problem:
         """For each op what the forward makes of what has to be there before it runs."""
         wanted = list(self.forward_inputs)
         for i, before in self.pace.put_off.items():
-            wanted[before] += self.pace.held[i]
+            wanted[before] += self.forward_made(self.pace.held[i])
         return tuple(wanted)
 
     def forward_made(self, values: Iterable[int]) -> tuple[int, ...]:

@@ -217,9 +217,10 @@ def _kept(captured: Capture) -> set[int]:
     problem = captured.problem
     if problem.compiler != "inductor":
         return set()
-    late = [i for i in problem.pace.put_off if costs.fills_constant(captured.op_nodes[i])]
-    makers = {problem.values[v].producer for i in late for v in problem.ops[i].inputs}
-    return {i for i in makers if i >= 0 and problem.ops[i].inputs and problem.fuses[i]}
+    held = problem.pace.held
+    late = [i for i in held if costs.fills_constant(captured.op_nodes[i])]
+    makers = {problem.values[v].producer for i in late for v in held[i]}
+    return {i for i in makers if problem.fuses[i]}
 
 
 def _is_backward_input(node: fx.Node) -> bool:
