@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ INFEASIBLE = "infeasible"  # the failure that is an answer; every other one is a
 FLOOR = 0.01  # a fraction below any floor: recut gives its floor plan and one warning
 
 Kind = Literal["eager", "stock", "block", "selective", "torch budget", "recut"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Progress = Callable[[str], object]
 Caught = TypeVar("Caught", bound=Exception)
 

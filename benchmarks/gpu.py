@@ -16,6 +16,9 @@ since most of the time is compiling (``--turns``: a lock that a process leaves o
     run="python -m benchmarks.gpu --size lent --output $OUT --turns /tmp/gpu.lock"
     $run --part table & $run --part memory --cap 40 & $run --part memory --cap 80 & wait
 
+A part can be divided further, by ``--kind``: of the table, the methods of that kind and recut under
+their peaks (and stock); of the memory, the methods.  The report puts the pieces together.
+
 ``small`` takes two or three minutes, the table two or three commands, memory two or three.  A part
 that is not finished says so and exits with 75: run the same command again, in a folder that holds
 the files of the command before (``cp gpu-results/* $OUT/`` first where ``$OUT`` is emptied between
@@ -31,7 +34,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import gpu_memory, gpu_report, gpu_table, measure
+from benchmarks.contest import KINDS, Kind
 from benchmarks.gpu_setup import GIB, SIZES, Bench, Tell
 from benchmarks.resume import Clock, ForeignRecordError, Record
 from benchmarks.table import environment
@@ -54,7 +58,8 @@ CONTINUED = 75  # sysexits.h: a temporary failure, try again
 MACHINE = "machine.json"
 CALIBRATION_SECONDS = 60.0
 
-Part = Callable[[Bench, Record, Clock, Tell], bool]
+Part = Callable[[Bench, Record, Clock, Tell, Collection[Kind]], bool]
+_NAMES: dict[str, Kind] = {kind.replace(" ", "-"): kind for kind in KINDS if kind != "eager"}
 PARTS: dict[str, Part] = {"table": gpu_table.run, "memory": gpu_memory.run}
 
 
@@ -120,6 +125,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--cap", action="append", type=int, metavar="GIB", help="of the part memory, this cap only"
     )
     parser.add_argument(
+        "--kind",
+        action="append",
+        choices=list(_NAMES),
+        help="may be given again; of the parts table and memory, these methods only",
+    )
+    parser.add_argument(
         "--turns", type=Path, metavar="FILE", help="share the device by a lock on this file"
     )
     parser.add_argument(
@@ -150,8 +161,10 @@ def _run(
 ) -> bool:
     """Go on with one part; returns whether it is complete."""
     caps = "".join(f"-{cap}" for cap in options.cap or () if part == "memory")
+    piece = "".join(f"-{kind}" for kind in options.kind or ())
+    kinds = [_NAMES[name] for name in options.kind or _NAMES]
     record = Record(
-        options.output / f"{part}{caps}.json",
+        options.output / f"{part}{caps}{piece}.json",
         _setting(bench),
         environment(_command(options, part)),
     )
@@ -177,7 +190,7 @@ def _run(
         )
 
     measure.prepare()
-    complete = PARTS[part](bench, record, clock, tell)
+    complete = PARTS[part](bench, record, clock, tell, kinds)
     if complete:
         record.finish()
     done = len(record.rows)
@@ -203,6 +216,7 @@ def _setting(bench: Bench) -> dict[str, Any]:
 def _command(options: argparse.Namespace, part: str) -> str:
     device = "" if options.device == "cuda" else f" --device {options.device}"
     caps = "".join(f" --cap {cap}" for cap in options.cap or () if part == "memory")
+    caps += "".join(f" --kind {kind}" for kind in options.kind or ())
     turn = " --turns FILE" if options.turns else ""
     return f"python -m benchmarks.gpu --part {part} --size {options.size}{device}{caps}{turn}"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import contest, measure
-from benchmarks.contest import INFEASIBLE
+from benchmarks.contest import INFEASIBLE, KINDS, Kind
 from benchmarks.gpu_setup import BLOCK, MIB, STOCK, Bench, Method, Size, Tell, out_of_memory
 from benchmarks.resume import Clock, Record
 
@@ -355,9 +355,12 @@ def caps_of(bench: Bench) -> list[int]:
     return sorted({cap if free is None else min(cap, free) for cap in bench.size.caps})
 
 
-def run(bench: Bench, record: Record, clock: Clock, tell: Tell) -> bool:
-    """Measure what is missing; returns whether all of it is there."""
-    size = bench.size
+def run(
+    bench: Bench, record: Record, clock: Clock, tell: Tell, kinds: Collection[Kind] = KINDS
+) -> bool:
+    """Measure what is missing of methods of ``kinds``; returns whether all of it is there."""
+    methods = tuple(method for method in bench.size.methods if method.kind in kinds)
+    size = replace(bench.size, methods=methods)
     # The first run's caps are everyone's: what is free differs by a little each time.
     document = record.document
     if "caps" not in document:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import Row
-from benchmarks.gpu_memory import Probe, fastest, largest, probe_of
+from benchmarks.gpu_memory import Probe, fastest, largest, next_probe, probe_of
 from benchmarks.gpu_setup import GIB, MIB, SIZES, Method
-from benchmarks.gpu_table import contestants, row_of
+from benchmarks.gpu_table import contestants, row_of, waiting
 from benchmarks.models.llama import Shape
 from benchmarks.table import times
 
@@ -27,27 +27,38 @@ _INTRODUCTION = (
 def markdown(folder: Path) -> str:
     """The report of every part that has a record in ``folder``."""
     parts = ["# GPU benchmark", _INTRODUCTION]
-    for pattern, section in (("table.json", _table), ("memory*.json", _memory)):
-        for path in sorted(folder.glob(pattern)):
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document["rows"]:
-                parts += section(document)
+    for pattern, section in (("table*.json", _table), ("memory*.json", _memory)):
+        documents = [
+            json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob(pattern))
+        ]
+        for pieces in _together([document for document in documents if document["rows"]]):
+            parts += section(pieces)
     return "\n\n".join(parts) + "\n"
 
 
-def _title(document: dict[str, Any], what: str) -> str:
+def _together(documents: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The records of one setting (and the same caps), which processes measured piece by piece."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for document in documents:
+        common = json.dumps([document["setting"], document.get("caps")], sort_keys=True)
+        groups.setdefault(common, []).append(document)
+    return list(groups.values())
+
+
+def _title(document: dict[str, Any], what: str, complete: bool) -> str:
     setting = document["setting"]
     shape = Shape(**setting["shape"])
     kind = f"{shape.layers} x {shape.width}, T={shape.length}, {shape.parameters / 1e6:,.1f} M"
-    missing = "" if document["complete"] else " (to be continued)"
+    missing = "" if complete else " (to be continued)"
     return f"## {what}, {setting['device']}: {kind} parameters{missing}"
 
 
-def _origin(document: dict[str, Any]) -> str:
-    measured = document["measured"]
+def _origin(pieces: Sequence[dict[str, Any]]) -> str:
+    measured = pieces[0]["measured"]
+    commands = ", ".join(f"`{document['measured']['command']}`" for document in pieces)
     return (
         f"{measured['date']}, torch {measured['torch']}, Python {measured['python']}, "
-        f"{document['setting']['device']}: `{measured['command']}`"
+        f"{pieces[0]['setting']['device']}: {commands}"
     )
 
 
@@ -57,9 +68,12 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rules, *rows))
 
 
-def _table(document: dict[str, Any]) -> list[str]:
+def _table(pieces: Sequence[dict[str, Any]]) -> list[str]:
+    document = pieces[0]
     size = SIZES[document["setting"]["size"]]
-    measured = {row.label: row for row in map(row_of, document["rows"])}
+    measured: dict[str, Row] = {}
+    for row in (row_of(stored) for piece in pieces for stored in piece["rows"]):
+        measured.setdefault(row.label, row)  # every piece has stock
     rows = [r for r in contestants(size, list(measured.values())) if r.label in measured]
     scale, unit = _unit([row.measured for row in rows])
     tokens = document["setting"]["batch"] * size.shape.length
@@ -79,10 +93,10 @@ def _table(document: dict[str, Any]) -> list[str]:
         "rounds, each contestant in a race with stock." + times(rows)
     )
     return [
-        _title(document, "At one batch size"),
+        _title(document, "At one batch size", not waiting(size, list(measured.values()))),
         summary,
         grid(header, [_cells(row, tokens, scale, len(header)) for row in rows]),
-        _origin(document),
+        _origin(pieces),
     ]
 
 
@@ -121,9 +135,11 @@ def _plain(failure: str) -> str:
     return failure.replace("|", "/")[:100]
 
 
-def _memory(document: dict[str, Any]) -> list[str]:
+def _memory(pieces: Sequence[dict[str, Any]]) -> list[str]:
+    document = pieces[0]
     size = SIZES[document["setting"]["size"]]
-    probes = [probe_of(stored) for stored in document["rows"]]
+    probes = [probe_of(stored) for piece in pieces for stored in piece["rows"]]
+    complete = next_probe(size, document["caps"], document["fixed"], probes) is None
     scale, unit = _unit(document["caps"])
     header = (
         "method",
@@ -134,7 +150,7 @@ def _memory(document: dict[str, Any]) -> list[str]:
         "tokens/s",
     )
     parts = [
-        _title(document, "At fixed memory"),
+        _title(document, "At fixed memory", complete),
         "A whole training step with fused AdamW, everything that is alive counted. The largest "
         "batch that fits, and of all batches that were tried and fit the one with the most tokens "
         f"per second. Weights, gradients and moments take {scale(document['fixed'])} {unit}.",
@@ -142,7 +158,7 @@ def _memory(document: dict[str, Any]) -> list[str]:
     for cap in document["caps"]:
         rows = [_memory_cells(m, cap, probes, size.shape.length, scale) for m in size.methods]
         parts += [f"### {scale(cap)} {unit}", grid(header, rows)]
-    parts += ["### All probes", _probes(probes, size.shape.length), _origin(document)]
+    parts += ["### All probes", _probes(probes, size.shape.length), _origin(pieces)]
     return parts
 
 

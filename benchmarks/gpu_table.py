@@ -1,13 +1,14 @@
 """The table at one batch size: each contestant compiled, measured alone, and raced with stock.
 
 Stock stays compiled as long as the process runs; everyone else is dropped after its race, so two
-contestants at a time have to fit.  A row is complete when it is kept.
+contestants at a time have to fit.  A row is complete when it is kept.  Processes that share a table
+measure stock each for itself, and recut under a method's peak goes with that method.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks import contest, measure
-from benchmarks.contest import Row
+from benchmarks.contest import KINDS, Kind, Row
 from benchmarks.gpu_setup import (
     BLOCK,
     RECUT,
@@ -40,37 +41,57 @@ def row_of(stored: Mapping[str, Any]) -> Row:
 def contestants(size: Size, done: Sequence[Row]) -> list[Row]:
     """Every row of the table in its order, measured or waiting, as far as peaks are known."""
     known = {row.label: row for row in done}
-    rows = [Row(m.label, m.kind) for m in _methods(size)]
-    rows.append(Row("recut 1.0", "recut"))
-    for label, per_cents, text in (
-        (STOCK.label, size.percents, "recut {} % of stock"),
-        (BLOCK.label, [round(100 * f) for f in size.factors], "recut {} x per block"),
-    ):
-        peak = known[label].measured if label in known else None
-        for share in per_cents:
-            name = text.format(share if label == STOCK.label else share / 100)
-            if peak is not None:
-                rows.append(contest.ask(name, peak * share // 100))
-    rows.append(Row("recut floor", "recut"))
+    rows = [row for _, row in _contestants(size, known)]
     return [known.get(row.label, row) for row in rows]
+
+
+def _contestants(size: Size, known: Mapping[str, Row]) -> list[tuple[Kind, Row]]:
+    """Every row that can be asked for yet, with the kind of method that it goes with."""
+    methods = _methods(size)
+    rows: list[tuple[Kind, Row]] = [(m.kind, Row(m.label, m.kind)) for m in methods]
+    rows.append(("recut", Row("recut 1.0", "recut")))
+    for method in methods:
+        peak = known[method.label].measured if method.label in known else None
+        if peak is not None:
+            asks = _asks(size, method, peak)
+            rows += [(method.kind, contest.ask(name, asked)) for name, asked in asks]
+    rows.append(("recut", Row("recut floor", "recut")))
+    return rows
+
+
+def _asks(size: Size, method: Method, peak: int) -> list[tuple[str, int]]:
+    """What recut is asked for where ``method`` took ``peak`` bytes: labels and bytes."""
+    if method == STOCK:
+        return [(f"recut {p} % of stock", peak * p // 100) for p in size.percents]
+    if method == BLOCK:
+        return [(f"recut {f} x per block", peak * round(100 * f) // 100) for f in size.factors]
+    if method.kind == "selective":
+        return [(f"recut, peak of {method.label}", peak)]
+    return []
 
 
 def _methods(size: Size) -> list[Method]:
     return [*size.fixed, *map(torch_budget, size.ratios)]
 
 
-def waiting(size: Size, done: Sequence[Row]) -> list[Row]:
-    """What is still to be measured, the most telling first."""
-    labels = {row.label for row in done}
-    rows = [row for row in contestants(size, done) if row.label not in labels]
+def waiting(size: Size, done: Sequence[Row], kinds: Collection[Kind] = KINDS) -> list[Row]:
+    """What is still to be measured of ``kinds``, the most telling first; stock before all."""
+    known = {row.label: row for row in done}
+    rows = [
+        row
+        for kind, row in _contestants(size, known)
+        if row.label not in known and (kind in kinds or row.kind == "stock")
+    ]
     last = len(_FIRST)
     return sorted(rows, key=lambda r: _FIRST.index(r.label) if r.label in _FIRST else last)
 
 
-def run(bench: Bench, record: Record, clock: Clock, tell: Tell) -> bool:
-    """Measure what is missing of the table; returns whether all of it is there."""
+def run(
+    bench: Bench, record: Record, clock: Clock, tell: Tell, kinds: Collection[Kind] = KINDS
+) -> bool:
+    """Measure what is missing of the table's ``kinds``; returns whether all of it is there."""
     table = _Table(bench)
-    while rows := waiting(bench.size, done := [row_of(stored) for stored in record.rows]):
+    while rows := waiting(bench.size, done := [row_of(stored) for stored in record.rows], kinds):
         row = rows[0]
         expected = record.longest or bench.size.row_seconds
         if done and not table.started:

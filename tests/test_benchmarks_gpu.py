@@ -11,7 +11,7 @@ import torch
 from benchmarks import gpu, gpu_memory, gpu_setup, gpu_table, measure
 from benchmarks.contest import INFEASIBLE, Row
 from benchmarks.gpu_memory import Probe, bracket, largest, next_probe
-from benchmarks.gpu_setup import BLOCK, MIB, RECUT, SIZES, STOCK
+from benchmarks.gpu_setup import BLOCK, MATMULS, MIB, RECUT, SIZES, STOCK
 from benchmarks.models.llama import Shape, llama, sharing, tokens
 from benchmarks.resume import Clock, ForeignRecordError, Record
 
@@ -95,6 +95,27 @@ def test_the_table_asks_for_shares_of_what_was_measured():
     asked = {row.label: row.asked for row in gpu_table.contestants(size, done) if row.asked}
     shares = {"recut 90 % of stock": 900, "recut 50 % of stock": 500, "recut 1.2 x per block": 360}
     assert asked == shares
+    size = replace(size, fixed=(*size.fixed, MATMULS))
+    done += [Row(MATMULS.label, "selective", measured=700)]
+    rows = gpu_table.waiting(size, done, ["selective"])
+    assert [(row.label, row.asked) for row in rows] == [(f"recut, peak of {MATMULS.label}", 700)]
+
+
+def test_pieces_of_a_table_are_the_table(tmp_path, uncompiled):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert run(whole, parts=["table"]) == 0
+    assert run(pieces, "--kind", "stock", "--kind", "recut", parts=["table"]) == 0
+    assert "to be continued" in (pieces / "gpu.md").read_text()
+    assert run(pieces, "--kind", "block", "--kind", "selective", parts=["table"]) == 0
+    assert len(list(pieces.glob("table-*.json"))) == 2
+    assert labels(pieces) == labels(whole)
+    assert "to be continued" not in (pieces / "gpu.md").read_text()
+
+
+def labels(folder):
+    """The first cells of the report's tables."""
+    lines = (folder / "gpu.md").read_text().splitlines()
+    return [line.split("|")[1] for line in lines if line.startswith("|")]
 
 
 def test_a_clock_lets_begin_what_can_end_in_time():
