@@ -7,7 +7,8 @@ The model, for entry t of forward + backward:
   the same value; what the step returns lives to its end.
 - The copy that the compiler makes of an input lives from the start to the input's last reader.
 - While an op runs, its inputs, outputs and workspace are live together, except that an op that can
-  write in place takes over an input of the same size that dies with it (buffer reuse).
+  write in place takes over an input of the same size that dies with it, where it is the last to
+  read it (buffer reuse): an intermediate, or what the forward saved.
 - Under Inductor an instance made element by element, read only by ops that compute element by
   element or reduce, is evaluated anew by each reader (it takes no memory, and what it is made of
   lives as long as its readers) where it has one reader and not too many sources
@@ -16,8 +17,9 @@ The model, for entry t of forward + backward:
 - Under Inductor an instance that is made and last needed between the same two ops that do not fuse
   stays inside one kernel and takes no memory. Ops between the same two that exchange such
   instances, or evaluated ones, are one kernel: it runs at the place of its last op, its inputs live
-  until then and its outputs from then. A kernel that reduces writes nothing in place, and nothing
-  is written over an input that several ops of that stretch read.
+  until then and its outputs from then. Kernels read in the order of their places, and the ops of
+  one in the schedule's; where several of a stretch that do not reduce read an input, none is the
+  last to.
 """
 
 from __future__ import annotations
@@ -136,8 +138,8 @@ def measure(problem: Problem, schedule: Schedule) -> Liveness:
     if made is not None:
         lives = fused(trace, made)
     else:
-        no = np.zeros(max(count, n), dtype=np.bool_)
-        lives = Lives(trace.start, trace.ends, no[:count], no[:n], no[:count])
+        no = np.zeros(count, dtype=np.bool_)
+        lives = Lives(trace.start, trace.ends, no, trace.last)
     size = np.where(lives.nothing, 0, trace.tables.bytes[trace.value])
     change = np.zeros(n + 2, dtype=np.int64)
     np.add.at(change, np.maximum(lives.start, 0), size)
@@ -157,22 +159,18 @@ def evaluate(problem: Problem, schedule: Schedule) -> Timeline:
 
 
 def _taken_over(trace: Trace, lives: Lives, size: Ints) -> Ints:
-    """Return the instances that ops write over an input of the same size that dies with them.
-
-    What the forward saved is not written over: a graph that autograd keeps runs its backward twice.
-    """
+    """Return the instances that ops write over an input of the same size that dies with them."""
     n = trace.n
     may = np.zeros(n + 1, dtype=np.bool_)
-    may[:n] = trace.tables.inplace[trace.order] & ~lives.reduces
+    may[:n] = trace.tables.inplace[trace.order]
     whole = (size > 0) & (lives.start >= 0)
-    saved = (lives.start < trace.split) & (trace.split <= lives.end)
-    dies = whole & (lives.start < lives.end) & ~lives.shared & ~saved & may[lives.end]
-    made = np.flatnonzero(whole & may[lives.start])
+    dies = whole & (lives.start < lives.end) & (lives.end < n) & may[lives.reader]
+    made = np.flatnonzero(whole & may[trace.start])
     dying: dict[tuple[int, int], int] = {}
-    for place in zip(lives.end[dies].tolist(), size[dies].tolist(), strict=True):
+    for place in zip(lives.reader[dies].tolist(), size[dies].tolist(), strict=True):
         dying[place] = dying.get(place, 0) + 1
     taken = []
-    places = zip(lives.start[made].tolist(), size[made].tolist(), strict=True)
+    places = zip(trace.start[made].tolist(), size[made].tolist(), strict=True)
     for instance, place in zip(made.tolist(), places, strict=True):
         if dying.get(place, 0):
             dying[place] -= 1

@@ -28,17 +28,16 @@ MAX_WEIGHT = 12
 
 @dataclass(frozen=True)
 class Lives:
-    """For each instance its first and last moment and whether it takes memory.
+    """For each instance its first and last moment, whether it takes memory and who reads it last.
 
-    ``reduces`` holds the moments at which a kernel with a reduction runs, ``shared`` the instances
-    that several ops of their last stretch read.
+    ``reader`` is the moment of the op that reads it last, in the order of kernels and within one in
+    the schedule's; -1 where none does, or several of that stretch do side by side.
     """
 
     start: Ints
     end: Ints
     nothing: Flags
-    reduces: Flags
-    shared: Flags
+    reader: Ints
 
 
 @dataclass(frozen=True)
@@ -123,28 +122,28 @@ def kernels(trace: Trace) -> Kernels:
 
 def fused(trace: Trace, found: Kernels) -> Lives:
     """Return the lives of instances as Inductor's kernels make them."""
-    n, start, tables = trace.n, trace.start, trace.tables
+    n, start = trace.n, trace.start
     place, end = found.place, found.end
-    reduces = np.zeros(n, dtype=np.bool_)
-    reduces[place[tables.reduces[trace.order]]] = True
     first = np.where(start >= 0, place[start], start) if n else start
     within = (end >= 0) & (end < n)
     last = np.where(within, place[np.where(within, end, 0)], end) if n else end
     np.maximum.at(last, trace.read, place[trace.at])
     end = np.where(end < n, last, end)
     found.inlined.outlive(end)
-    shared = _shared(trace, found)
-    return Lives(first, np.maximum(first, end), found.nothing, reduces, shared)
+    return Lives(first, np.maximum(first, end), found.nothing, _last_reader(trace, found))
 
 
-def _shared(trace: Trace, found: Kernels) -> Flags:
-    """Return the instances that several ops read in their last stretch, evaluated ones included."""
-    count = len(trace.start)
+def _last_reader(trace: Trace, found: Kernels) -> Ints:
+    """Return for each instance the moment that reads it last, through what is evaluated anew."""
     moment, source = found.reads(trace)
-    last = np.zeros(count, dtype=np.int64)
-    last[source] = found.side[moment]  # moments ascend, and the last assignment stays
-    several: Flags = np.bincount(source[last[source] == found.side[moment]], minlength=count) > 1
-    return several
+    order = np.lexsort((moment, found.place[moment]))
+    reader = np.full(len(trace.start), -1)
+    reader[source[order]] = moment[order]  # the last assignment stays
+    # A reduction runs before what reads its result; others of a stretch may compute side by side.
+    last = found.side[moment] == found.side[reader[source]]
+    beside = source[last & ~trace.tables.reduces[trace.order[moment]]]
+    reader[np.bincount(beside, minlength=len(reader)) > 1] = -1
+    return reader
 
 
 def _places(trace: Trace, nothing: Flags, side: Ints) -> Ints:

@@ -83,8 +83,8 @@ class Tables:
         )
         self.heavy = flags(problem.is_heavy)
         self.inplace = flags(o.inplace for o in ops)
-        self.makes = flags(bool(o.outputs) for o in ops)
         self.reduces = self.fuses & ~self.pointwise
+        self.makes = flags(bool(o.outputs) for o in ops)
         self.inputs = Ragged.of([o.inputs for o in ops])
         self.outputs = Ragged.of([o.outputs for o in ops])
         counted = self.bytes.astype(bool) | (self.producer >= 0)

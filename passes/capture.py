@@ -334,7 +334,7 @@ def capture(
         # What Inductor leaves to a library does not fuse.
         library = joined or (b.inductor and rules.is_random(n))
         kind = Kind.OTHER if library else costs.kind_of(n)
-        inplace = kind is Kind.POINTWISE or joined or costs.fills_constant(n)
+        inplace = joined or (not library and costs.writes_in_place(n))
         ops.append(
             Op(
                 name=n.name,

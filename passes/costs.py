@@ -47,6 +47,13 @@ _INDEXED = {
     prims._low_memory_max_pool_offsets_to_indices,
 }  # fmt: skip
 
+# Those of them that read an element from another place than they write one to.
+_MOVES = {
+    aten.embedding, aten.index, aten._unsafe_index, aten._unsafe_masked_index, aten.gather,
+    aten.index_select, aten.constant_pad_nd, aten.flip, aten.select_scatter, aten.slice_scatter,
+    aten.roll, aten.repeat, aten.upsample_nearest2d,
+}  # fmt: skip
+
 # torch/_inductor/ir.py, StorageBox.should_realize_on_reuse.
 _HEAVY = {
     aten.exp, aten.log, aten.log10, aten.log1p, aten.log2, aten.sigmoid, aten.tanh, aten.silu,
@@ -177,6 +184,31 @@ def fills_constant(node: fx.Node) -> bool:
     if not isinstance(base, fx.Node) or base.op != "call_function":
         return False
     return all(_torch.is_sym_node(n) for n in base.all_input_nodes)
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Return whether Inductor may write an op's result over an input that it reads last.
+
+    The op computes each element from the one that lies in the same place.
+    """
+    val = node.meta.get("val")
+    if kind_of(node) is not Kind.POINTWISE or packet(node) in _MOVES:
+        return fills_constant(node)
+    given = (n.meta.get("val") for n in node.all_input_nodes)
+    return any(_lies_like(t, val) for t in given) or fills_constant(node)
+
+
+def _lies_like(one: Any, other: Any) -> bool:
+    """Return whether two tensors have the same sizes and strides, by their hints."""
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return False
+    if one.dim() != other.dim() or one.layout is not torch.strided:
+        return False
+    sizes = [(hint(a), hint(b)) for a, b in zip(one.shape, other.shape, strict=True)]
+    if any(a != b for a, b in sizes):
+        return False
+    strides = [(hint(a), hint(b)) for a, b in zip(one.stride(), other.stride(), strict=True)]
+    return all(a == b or n == 1 for (a, b), (n, _) in zip(strides, sizes, strict=True))
 
 
 def packet(node: fx.Node) -> Any:

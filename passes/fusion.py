@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 from recut.passes import _torch
+from recut.passes.donation import copy_where_kept, donated
 from recut.passes.mending import mend_inductor
 from recut.passes.scheduled import Expectation, Observation, lives_of, observe
 
 _META = "recut.planned"
-_KEY = ("recut planned order", 2)
+_KEY = ("recut planned order", 3)
 _POST_FUSION = "_post_fusion_custom_pass"
 
 
@@ -127,6 +129,7 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         before: a pass of the user's that runs first.
         promised: what the plan counts for the graph.
         listener: told what the kernels hold once their code is generated.
+        donated: names of inputs that kernels may write over.
     """
 
     def __init__(
@@ -134,10 +137,12 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         before: Any = None,
         promised: Expectation | None = None,
         listener: Listener | None = None,
+        donated: Collection[str] = (),
     ) -> None:
         self.before = before
         self.promised = promised
         self.listener = listener
+        self.donated = donated
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
         """Return ``nodes`` in the plan's order."""
@@ -155,7 +160,7 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         """Return what changes the generated code, or may refuse it."""
         before = None if self.before is None else self.before.uuid()
         limit = None if self.promised is None else (self.promised.limit, self.promised.held)
-        return (*_KEY, before, limit)
+        return (*_KEY, before, limit, *sorted(self.donated))
 
     def _watch(self, nodes: Sequence[Any], promised: Expectation) -> None:
         """Have the listener told when the scheduler has generated its code."""
@@ -167,6 +172,7 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         def generate_and_observe() -> None:
             lives = lives_of(scheduler)
             generate()
+            copy_where_kept(self.donated)
             listener(observe(scheduler, lives, promised))
 
         scheduler.codegen = generate_and_observe
@@ -179,18 +185,6 @@ def inductor_patches(given: Mapping[str, Any]) -> dict[str, Any]:
         given: the user's own options; a pass behind fusion among them runs before ours.
     """
     return {_POST_FUSION: PlannedOrder(given.get(_POST_FUSION))}
-
-
-def _donate_nothing() -> None:
-    """Let saved tensors be read only, so that autograd may keep a graph for a second backward.
-
-    torch donates them to a backward that it compiles for a graph that is not kept, which it knows
-    only while the backward runs; ours is compiled before.
-    """
-    context = _torch.TracingContext.try_get()
-    donated = getattr(context and context.fw_metadata, "bw_donated_idxs", None)
-    if donated:
-        donated.clear()  # the list is shared with what runs the backward
 
 
 def promise(module: Any, expectation: Expectation) -> None:
@@ -234,21 +228,24 @@ def wrap_inner_compile(
         promised = getattr(gm, "meta", {}).get(_META)
         if promised is None:
             return inner(gm, example_inputs, **kwargs)
-        _donate_nothing()
+        is_backward = bool(kwargs.get("is_backward"))
         before = getattr(getattr(_torch.inductor_config, _POST_FUSION), "before", None)
-        patches = {**planned_patches, _POST_FUSION: PlannedOrder(before, promised, listener)}
+        patches = dict(planned_patches)
         if promised.channels_last:
             # Left alone, a backward that recomputes no convolution lays images out by weights: for
             # a depthwise one that is a layout that no library has kernels for.
             patches["force_layout_optimization"] = True
         with (
+            donated(gm) if is_backward else nullcontext(frozenset[str]()) as given,
             _torch.V.set_choices_handler(PlannedOrderChoices()),
-            _torch.inductor_config.patch(patches),
+            _torch.inductor_config.patch(
+                {**patches, _POST_FUSION: PlannedOrder(before, promised, listener, given)}
+            ),
         ):
             code = inner(gm, example_inputs, **kwargs)
         # A graph without a single call is returned as a plain function.
         if hasattr(code, "current_callable"):
-            built(promised.digest, bool(kwargs.get("is_backward")), code)
+            built(promised.digest, is_backward, code)
         return code
 
     return compile_in_order

@@ -11,7 +11,7 @@ OLDEST, NEWEST = (2, 11), (2, 15)
 # By the module or class that holds them.
 EVERYWHERE = {
     "torch._C": ("_current_graph_task_id",),
-    "torch._C._autograd": ("_profiler_enabled",),
+    "torch._C._autograd": ("_get_current_graph_task_keep_graph", "_profiler_enabled"),
     "torch._dynamo": ("config", "mark_dynamic"),
     "torch._dynamo.config": ("accumulated_recompile_limit", "disable", "patch", "recompile_limit"),
     "torch._dynamo.exc": ("ShortenTraceback", "TorchDynamoException", "Unsupported"),

@@ -148,31 +148,32 @@ class Reference:
         return [inst for inst in self.instances if self.alive(inst, t)]
 
     def taken_over(self, t):
-        """Return the bytes that the op at a moment writes over inputs that die with it."""
-        kernel = [op for m, op in enumerate(self.ops) if self.place[m] == t]
-        reduces = any(op.kind is Kind.REDUCTION for op in kernel)
-        if not self.ops[t].inplace or (self.problem.compiler == "inductor" and reduces):
-            return 0
-        old = [i for i in self.live(t) if 0 <= self.started(i) < t]
-        dying = [i for i in old if not self.alive(i, t + 1) and not self.shared(i)]
-        dying = [i for i in dying if not self.started(i) < self.split <= t]
+        """Return the bytes that ops of the kernel at a moment write over inputs that die there."""
+        dying = [i for i in self.live(t) if 0 <= self.started(i) < t and not self.alive(i, t + 1)]
         total = 0
         for inst in self.live(t):
-            fits = [d for d in dying if self.bytes(d) == self.bytes(inst)]
-            if self.started(inst) == t and fits:
+            if self.started(inst) != t or not self.ops[inst[1]].inplace:
+                continue
+            fits = [d for d in dying if self.last_reader(d) == inst[1]]
+            fits = [d for d in fits if self.bytes(d) == self.bytes(inst)]
+            if fits:
                 dying.remove(fits[0])
                 total += self.bytes(inst)
         return total
 
-    def shared(self, inst):
-        """Return whether several ops that write something read an instance in its last stretch."""
-        if self.problem.compiler != "inductor":
-            return False
-        anew = {i for i, (inlined, *_) in self.fate.items() if inlined}
-        made = {t: [i for i in self.instances if i[1] == t] for t in self.needed[inst]}
-        users = [t for t in self.needed[inst] if not made[t] or any(i not in anew for i in made[t])]
-        last = self.side(max(users, default=0))
-        return len([t for t in users if self.side(t) == last]) > 1
+    def last_reader(self, inst):
+        """Return the moment that reads an instance last, kernel by kernel."""
+        runs = [t for t in self.needed[inst] if not self.in_readers(t)]
+        last = max(runs, key=lambda t: (self.place[t], t), default=None)
+        beside = [t for t in runs if self.side(t) == self.side(last)]
+        beside = [t for t in beside if self.ops[t].kind is not Kind.REDUCTION]
+        inductor = self.problem.compiler == "inductor"
+        return None if inductor and len(beside) > 1 else last
+
+    def in_readers(self, t):
+        """Return whether all that an op makes is evaluated anew by its readers."""
+        made = [i for i in self.instances if i[1] == t]
+        return bool(made) and all(self.fate[i][0] for i in made)
 
     def total(self, t):
         """Return the bytes in memory while the op at a moment runs."""
