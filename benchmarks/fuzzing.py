@@ -3,7 +3,8 @@
 Each program is traced once, planned, and run op by op at three budgets. After two steps outputs,
 gradients, buffers, written inputs and the generator's state must be eager's; no step may hold more
 than its plan counts, and no plan more than its budget. With ``--inductor`` each program is compiled
-at one of the budgets, and its kernels are held to it; with ``--device cuda`` all of it is on a GPU.
+at one of the budgets, its kernels are held to it, and every second one keeps its graphs for another
+backward; with ``--device cuda`` all of it is on a GPU.
 Where torch compiles a program to something else than eager without recut too (a sum that cancels
 may be rounded otherwise), recut must do as torch does, and the record says where that was.
 A run that was cut short goes on where it stood when it is started again.
@@ -92,7 +93,12 @@ def check_inductor(seed: int, device: str = "cpu") -> None:
         mock.patch.dict(decompositions, whole, clear=True),
     ):
         check_ = partial(_kernels, seed, device, tolerance)
-        _compare(seed, device, check_, {"backend": "inductor"}, tolerance)
+        _compare(seed, device, check_, {"backend": "inductor"}, tolerance, _backwards(seed))
+
+
+def _backwards(seed: int) -> int:
+    """Return how often a compiled program runs each backward: its kernels may write over inputs."""
+    return 1 + seed % 2
 
 
 def _compare(
@@ -101,14 +107,15 @@ def _compare(
     check_: Callable[[Left], None],
     plain: Mapping[str, str],
     tolerance: Tolerance = EXACT,
+    backwards: int = 1,
 ) -> None:
     """Hold a program to eager, and where that fails to torch's own compilation of it."""
-    eager = _left_by_eager(seed, device)
+    eager = _left_by_eager(seed, device, backwards)
     try:
         check_(eager)
     except WrongProgramError as error:
         try:
-            own = _left_by_compiled(seed, device, **plain)
+            own = _left_by_compiled(seed, device, backwards, **plain)
         except Exception as torchs:
             raise TorchDiffersError(f"torch fails too: {torchs}; {error}") from error
         try:
@@ -148,23 +155,25 @@ def _kernels(seed: int, device: str, tolerance: Tolerance, want: Left) -> None:
     recut.clear_reports()
     options = {"memory_budget": budget}
     with _told(str(budget)):
-        got = _left_by_compiled(seed, device, backend=recut.ckpt_backend, options=options)
+        got = _left_by_compiled(
+            seed, device, _backwards(seed), backend=recut.ckpt_backend, options=options
+        )
         _assert_same(got, want, tolerance)
         for report in recut.reports():  # none where a cache has served the compilation
             within = f"{report.scheduled_peak} bytes in kernels, {report.budget} asked"
             assert (report.scheduled_peak or 0) <= report.budget, within
 
 
-def _left_by_eager(seed: int, device: str) -> Left:
+def _left_by_eager(seed: int, device: str, backwards: int = 1) -> Left:
     module, inputs = make(seed, device)
-    return take_steps(module, module, inputs, STEPS), inputs[3]
+    return take_steps(module, module, inputs, STEPS, backwards), inputs[3]
 
 
-def _left_by_compiled(seed: int, device: str, **options: Any) -> Left:
+def _left_by_compiled(seed: int, device: str, backwards: int, **options: Any) -> Left:
     torch._dynamo.reset()
     module, inputs = make(seed, device)
     compiled = torch.compile(module, fullgraph=True, dynamic=False, **options)
-    return take_steps(compiled, module, inputs, STEPS), inputs[3]
+    return take_steps(compiled, module, inputs, STEPS, backwards), inputs[3]
 
 
 def _assert_same(got: Left, want: Left, tolerance: Tolerance = EXACT) -> None:

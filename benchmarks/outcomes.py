@@ -28,9 +28,21 @@ class Outcome:
 
 
 def take_steps(
-    call: Callable[..., Any], module: nn.Module, inputs: Sequence[Tensor], steps: int = 1
+    call: Callable[..., Any],
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    steps: int = 1,
+    backwards: int = 1,
 ) -> Outcome:
-    """Run forward and backward from one seed; each element of the outputs weighs differently."""
+    """Run forward and backward from one seed; each element of the outputs weighs differently.
+
+    Args:
+        call: the module, or what was compiled of it.
+        module: where the gradients are.
+        inputs: what it is called with.
+        steps: how many times all of it.
+        backwards: how often each graph runs its backward; it is kept for all but the last.
+    """
     torch.manual_seed(SEED)
     for _ in range(steps):
         outputs = call(*inputs)
@@ -43,7 +55,9 @@ def take_steps(
             for y in outputs
             if y.requires_grad
         ]
-        sum(losses).backward()
+        loss = sum(losses)
+        for left in reversed(range(backwards)):
+            loss.backward(retain_graph=left > 0)
     grads = {name: p.grad for name, p in module.named_parameters()}
     grads |= {f"input {k}": x.grad for k, x in enumerate(inputs)}
     buffers = {name: b.clone() for name, b in module.named_buffers()}
