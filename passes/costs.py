@@ -191,11 +191,12 @@ def writes_in_place(node: fx.Node) -> bool:
 
     The op computes each element from the one that lies in the same place.
     """
-    val = node.meta.get("val")
+    if fills_constant(node):
+        return True
     if kind_of(node) is not Kind.POINTWISE or packet(node) in _MOVES:
-        return fills_constant(node)
-    given = (n.meta.get("val") for n in node.all_input_nodes)
-    return any(_lies_like(t, val) for t in given) or fills_constant(node)
+        return False
+    val = node.meta.get("val")
+    return any(_lies_like(n.meta.get("val"), val) for n in node.all_input_nodes)
 
 
 def _lies_like(one: Any, other: Any) -> bool:

@@ -160,6 +160,7 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         """Return what changes the generated code, or may refuse it."""
         before = None if self.before is None else self.before.uuid()
         limit = None if self.promised is None else (self.promised.limit, self.promised.held)
+        # Of what is donated torch's own key says nothing.
         return (*_KEY, before, limit, *sorted(self.donated))
 
     def _watch(self, nodes: Sequence[Any], promised: Expectation) -> None:
