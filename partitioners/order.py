@@ -1,4 +1,6 @@
-"""In which order the backward runs its own ops: as in the joint graph, but for weight gradients.
+"""In which order the backward runs its own ops: as in the joint graph, with two exceptions.
+
+**Weight gradients** run early, or last.
 
 Autograd lists a layer's input gradient before its weight gradient. The weight gradient is returned
 and read by nobody else. Where it is no larger than what it reads, all that it can do for memory is
@@ -20,10 +22,16 @@ A weight that is used several times has its gradient summed up. Such a sum runs 
 matmul that it adds, before the next matmul: Inductor makes one library call of the two then, and
 the sum before is gone. Further apart they are two kernels, and Inductor evaluates the sums of all
 uses at the end, with every use's gradient alive until then.
+
+**Ops that would be one kernel** but for the matmuls of a layer between them run before these. So
+both factors of a gated layer, ``silu(g) * u``, get their gradients at once: g, u and the gradient
+behind them are read once, and gone. That is done where what the ops make is no larger than the
+gradients that are gone with it, so that memory cannot grow by it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -66,6 +74,7 @@ def backward_order(problem: Problem) -> BackwardOrder:
     late: list[tuple[int, ...]] = []
     put_off: dict[int, int] = {}
     waiting: list[int] = []  # what is put off, until something else runs
+    kernel: set[int] = set()  # what fuses and has run behind the last library call
 
     def take(ops: tuple[int, ...]) -> None:
         put_off.update(dict.fromkeys(waiting, ops[0]))
@@ -75,9 +84,14 @@ def backward_order(problem: Problem) -> BackwardOrder:
         readers = {r for i in ops for v in problem.ops[i].outputs for r in problem.readers[v]}
         ready.extend(sorted(r for r in readers if r in waits and waits[r] <= done))
 
-    for i in own:
+    for place, i in enumerate(own):
+        if i in done:
+            continue
         # Between two ops that fuse, a matmul would divide their kernel.
-        if i not in done and not problem.fuses[i]:
+        if not problem.fuses[i] and not _is_laid_out(problem, i, kernel):
+            for j in _siblings(problem, own, place, kernel, done):
+                take((j,))
+            kernel.clear()
             early = [*sorted({*ready} - {i}), *([i] if i in waits else [])]
             ready.clear()
             for j in early:
@@ -91,6 +105,8 @@ def backward_order(problem: Problem) -> BackwardOrder:
                     take(units[j])
         if i not in done:
             take((i,))
+        if problem.fuses[i]:
+            kernel.add(i)
     # Everything returned is in memory behind the last of them, and what that one reads.
     late.sort(key=lambda unit: -_needed(problem, unit[0]))
     held = {i: _held(problem, i) for i in put_off}
@@ -100,6 +116,70 @@ def backward_order(problem: Problem) -> BackwardOrder:
 def _makers(problem: Problem, i: int) -> set[int]:
     """Return the ops that make what an op reads."""
     return {problem.values[v].producer for v in problem.ops[i].inputs}
+
+
+def _is_laid_out(problem: Problem, i: int, kernel: Collection[int]) -> bool:
+    """Return whether an op copies what a kernel makes, as a concatenation does.
+
+    Inductor may have that kernel write into the copy.
+    """
+    copies = not problem.is_compute[i] and not problem.ops[i].inplace
+    return copies and not _makers(problem, i).isdisjoint(kernel)
+
+
+def _siblings(
+    problem: Problem, own: Sequence[int], place: int, kernel: Collection[int], done: set[int]
+) -> list[int]:
+    """Return ops from behind the next library calls that a kernel may take in.
+
+    They go on with what the kernel makes, or with what was made along with what it reads. So do the
+    library calls, up to the first that does not.
+
+    Args:
+        problem: the problem.
+        own: the backward's ops in the joint graph's order.
+        place: the next one of them.
+        kernel: what fuses and has run behind the last library call.
+        done: what has run.
+    """
+    makers = {problem.values[v].producer for i in kernel for v in _gradients(problem, i)}
+    near = _made(problem, makers.union(kernel))
+    found: list[int] = []
+    for i in (own[k] for k in range(place, len(own))):
+        if i in done:
+            continue
+        read = _gradients(problem, i)
+        goes_on = not near.isdisjoint(read)
+        if not problem.fuses[i]:
+            if not goes_on:
+                break
+        elif goes_on and not problem.ops[i].random:
+            waits = {problem.values[v].producer for v in read} - done
+            if waits.issubset(found):
+                found.append(i)
+                near.update(problem.ops[i].outputs)
+    return found if _grown(problem, found, done) <= 0 else []
+
+
+def _grown(problem: Problem, ops: Sequence[int], done: set[int]) -> int:
+    """Return by how many bytes the gradients in memory grow when ``ops`` run behind ``done``."""
+    made = _made(problem, ops)
+    read = {v for i in ops for v in _gradients(problem, i)} - made
+    gone = {v for v in read | made if done.issuperset({*problem.readers[v]}.difference(ops))}
+    gone.difference_update(problem.backward_outputs)
+    size = problem.values
+    return sum(size[v].bytes for v in made - gone) - sum(size[v].bytes for v in read & gone)
+
+
+def _made(problem: Problem, ops: Collection[int]) -> set[int]:
+    """Return what some ops make."""
+    return {v for i in ops for v in problem.ops[i].outputs}
+
+
+def _gradients(problem: Problem, i: int) -> set[int]:
+    """Return what an op reads that ops of the backward make."""
+    makers = ((v, problem.values[v].producer) for v in problem.ops[i].inputs)
+    return {v for v, maker in makers if maker >= 0 and problem.is_backward[maker]}
 
 
 def _sums(problem: Problem, i: int) -> bool:

@@ -179,6 +179,11 @@ class Problem:
         return tuple(op.kind is Kind.POINTWISE for op in self.ops)
 
     @cached_property
+    def is_compute(self) -> tuple[bool, ...]:
+        """For each op whether it is a matmul, a convolution or attention: a library call."""
+        return tuple(op.kind is Kind.COMPUTE for op in self.ops)
+
+    @cached_property
     def is_heavy(self) -> tuple[bool, ...]:
         """For each op whether its result is kept where several ops read it."""
         return tuple(op.heavy for op in self.ops)

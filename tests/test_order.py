@@ -165,3 +165,85 @@ def test_every_op_runs_once_behind_what_it_reads():
             assert all(place[p] < place[i] for p in makers if p in place), (seed, i)
         moved += list(order) != own
     assert moved > 0
+
+
+def gated(half=400):
+    """The gradients of silu(g) * u, whose matmuls read x; g's is behind u's in the joint graph."""
+    net = Net()
+    x, tangent = net.input("x"), net.input("tangent")
+    (g,), (u,) = net.op("g", (x,), 400), net.op("u", (x,), 400)
+    (y,) = net.op("y", (g, u), 400, kind=Kind.POINTWISE)
+    (dy,) = net.op("dy", (tangent, y), 400, **BACKWARD)
+    (du,) = net.op("du", (dy, g), 400, kind=Kind.POINTWISE, inplace=True, **BACKWARD)
+    (dv,) = net.op("dv", (dy, u), half, kind=Kind.POINTWISE, inplace=True, **BACKWARD)
+    (dxu,) = net.op("dxu", (du,), 100, **BACKWARD)
+    (dwu,) = net.op("dwu", (du, x), 10, **BACKWARD)
+    (dg,) = net.op("dg", (dv, g), 400, kind=Kind.POINTWISE, inplace=True, **BACKWARD)
+    (dxg,) = net.op("dxg", (dg,), 100, **BACKWARD)
+    (dwg,) = net.op("dwg", (dg, x), 10, **BACKWARD)
+    (dx,) = net.op("dx", (dxu, dxg), 100, kind=Kind.POINTWISE, **BACKWARD)
+    return net.problem((y,), (dwu, dwg, dx)), (g, u)
+
+
+def test_both_gradients_of_a_gated_layer_are_made_in_one_kernel():
+    problem, saved = gated()
+    kernel = ["dy", "du", "dv", "dg"]
+    assert names(problem) == [*kernel, "dwu", "dwg", "dxu", "dxg", "dx"]
+    matmul = next(i for i, op in enumerate(problem.ops) if op.name == "dwu")
+    live = []
+    for order in (None, tuple(sorted(problem.backward_order))):
+        schedule = lazy_schedule(problem, saved, order)
+        moment = len(schedule.forward) + schedule.backward.index(matmul)
+        live.append(evaluate(problem, schedule).live[moment])
+    assert live == [1210, 1710]
+
+
+def test_not_where_more_is_in_memory_then():
+    # What would be gone with it takes a quarter of what it makes.
+    assert names(gated(half=100)[0]) == [
+        *("dy", "du", "dv", "dwu", "dxu"),
+        *("dg", "dwg", "dxg", "dx"),
+    ]
+
+
+def test_not_beyond_what_reads_other_things_than_the_kernel_makes():
+    net = Net()
+    tangent = net.input("tangent")
+    (dy,) = net.op("dy", (tangent,), 400, kind=Kind.POINTWISE, **BACKWARD)
+    (du,) = net.op("du", (dy,), 400, kind=Kind.POINTWISE, **BACKWARD)
+    (dh,) = net.op("dh", (du,), 100, **BACKWARD)
+    (deep,) = net.op("deep", (dh,), 100, **BACKWARD)
+    (dv,) = net.op("dv", (dy,), 400, kind=Kind.POINTWISE, **BACKWARD)
+    (dz,) = net.op("dz", (dv,), 100, **BACKWARD)
+    assert names(net.problem((), (deep, dz))) == ["dy", "du", "dh", "deep", "dv", "dz"]
+
+
+def test_a_weight_gradient_does_not_stand_between_a_kernel_and_its_copy():
+    """Rotary embeddings concatenate what a kernel makes."""
+    net = Net()
+    x, tangent = net.input("x"), net.input("tangent")
+    dk, dv = net.op("attention", (tangent,), 100, 100, **BACKWARD)
+    halves = [net.op(f"half{k}", (dk,), 50, kind=Kind.POINTWISE, **BACKWARD)[0] for k in (0, 1)]
+    (whole,) = net.op("cat", halves, 100, kind=Kind.OTHER, **BACKWARD)
+    (turned,) = net.op("turned", (whole,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (dx,) = net.op("dx", (dv, turned), 100, **BACKWARD)
+    (dw,) = net.op("dw", (dv, x), 10, **BACKWARD)
+    order = names(net.problem((), (dw, dx)))
+    assert order == ["attention", "half0", "half1", "cat", "turned", "dw", "dx"]
+
+
+def test_queries_and_keys_are_turned_in_one_kernel():
+    net = Net()
+    tangent = net.input("tangent")
+    dk, dq, dv = net.op("attention", (tangent,), 100, 100, 100, **BACKWARD)
+    (rk,) = net.op("rk", (dk,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (rq,) = net.op("rq", (dq,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (xv,) = net.op("xv", (dv,), 100, **BACKWARD)
+    (ck,) = net.op("ck", (rk,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (xk,) = net.op("xk", (ck,), 100, **BACKWARD)
+    (cq,) = net.op("cq", (rq,), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (xq,) = net.op("xq", (cq,), 100, **BACKWARD)
+    (dx,) = net.op("dx", (xv, xk, xq), 100, kind=Kind.POINTWISE, **BACKWARD)
+    (end,) = net.op("end", (dx,), 100, **BACKWARD)
+    kernel = ["rk", "rq", "ck", "cq"]
+    assert names(net.problem((), (end,))) == ["attention", *kernel, "xv", "xk", "xq", "dx", "end"]
