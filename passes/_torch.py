@@ -101,6 +101,9 @@ from torch._inductor.choices import InductorChoices  # isort: skip
 from torch._inductor.graph import GraphLowering  # isort: skip
 from torch._inductor.virtualized import V  # isort: skip
 
+# Size, strides, type and device of a buffer that no pass may change any more. Since 2.0.
+from torch._inductor.ir import FixedLayout  # isort: skip
+
 # One op as the scheduler sees it; ``recompute_size_and_body`` and ``mutation_renames`` are used by
 # mending.py, which keeps the former from losing the latter before 2.14. To be dropped with 2.13.
 from torch._inductor.scheduler import SchedulerNode  # isort: skip
@@ -198,6 +201,7 @@ __all__ = [
     "CustomSchedulerPass",
     "FakeTensor",
     "FakeTensorMode",
+    "FixedLayout",
     "GraphLowering",
     "InductorChoices",
     "OrderedSet",

@@ -20,9 +20,10 @@ from recut.passes import _torch
 from recut.passes.donation import copy_where_kept, donated
 from recut.passes.mending import mend_inductor
 from recut.passes.scheduled import Expectation, Observation, lives_of, observe
+from recut.passes.summing import sum_in_place
 
 _META = "recut.planned"
-_KEY = ("recut planned order", 3)
+_KEY = ("recut planned order", 4)
 _POST_FUSION = "_post_fusion_custom_pass"
 
 
@@ -154,6 +155,7 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         if self.promised is not None and not hasattr(_torch.V.graph, "parent"):
             self._watch(nodes, self.promised)
         run_one_by_one(nodes)
+        sum_in_place(nodes)
         return planned_order(nodes)
 
     def uuid(self) -> object:

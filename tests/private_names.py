@@ -56,6 +56,7 @@ EVERYWHERE = {
         "custom_partitioner_fn",
         "force_layout_optimization",
         "fx_graph_cache",
+        "inplace_buffers",
         "patch",
         "post_grad_fusion_options",
         "reorder_for_peak_memory",
@@ -64,6 +65,7 @@ EVERYWHERE = {
     "torch._inductor.graph": ("GraphLowering",),
     "torch._inductor.graph.GraphLowering": ("decide_layout_opt", "get_output_names"),
     "torch._inductor.inductor_prims": ("force_stride_order",),
+    "torch._inductor.ir": ("FixedLayout",),
     "torch._inductor.memory": (
         "assign_memory_planning_info_for_scheduler_buffers",
         "compute_memory_timeline",
