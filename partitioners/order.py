@@ -81,7 +81,7 @@ def backward_order(problem: Problem) -> BackwardOrder:
         waiting.clear()
         out.extend(ops)
         done.update(ops)
-        readers = {r for i in ops for v in problem.ops[i].outputs for r in problem.readers[v]}
+        readers = {r for v in _made(problem, ops) for r in problem.readers[v]}
         ready.extend(sorted(r for r in readers if r in waits and waits[r] <= done))
 
     for place, i in enumerate(own):
@@ -142,13 +142,13 @@ def _siblings(
         kernel: what fuses and has run behind the last library call.
         done: what has run.
     """
-    makers = {problem.values[v].producer for i in kernel for v in _gradients(problem, i)}
+    makers = {problem.values[v].producer for i in kernel for v in _gradients_read(problem, i)}
     near = _made(problem, makers.union(kernel))
     found: list[int] = []
     for i in (own[k] for k in range(place, len(own))):
         if i in done:
             continue
-        read = _gradients(problem, i)
+        read = _gradients_read(problem, i)
         goes_on = not near.isdisjoint(read)
         if not problem.fuses[i]:
             if not goes_on:
@@ -164,7 +164,7 @@ def _siblings(
 def _grown(problem: Problem, ops: Sequence[int], done: set[int]) -> int:
     """Return by how many bytes the gradients in memory grow when ``ops`` run behind ``done``."""
     made = _made(problem, ops)
-    read = {v for i in ops for v in _gradients(problem, i)} - made
+    read = {v for i in ops for v in _gradients_read(problem, i)} - made
     gone = {v for v in read | made if done.issuperset({*problem.readers[v]}.difference(ops))}
     gone.difference_update(problem.backward_outputs)
     size = problem.values
@@ -176,7 +176,7 @@ def _made(problem: Problem, ops: Collection[int]) -> set[int]:
     return {v for i in ops for v in problem.ops[i].outputs}
 
 
-def _gradients(problem: Problem, i: int) -> set[int]:
+def _gradients_read(problem: Problem, i: int) -> set[int]:
     """Return what an op reads that ops of the backward make."""
     makers = ((v, problem.values[v].producer) for v in problem.ops[i].inputs)
     return {v for v, maker in makers if maker >= 0 and problem.is_backward[maker]}

@@ -8,7 +8,7 @@ result is ``total`` here, as in eager's ``addmm_``: no copy, and one tensor less
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,8 @@ def sum_in_place(nodes: Sequence[Any]) -> None:
     buffers = adding[0].scheduler.name_to_buf.values()
     shared = {name for b in buffers for name in (*b.get_aliases(), *b.get_mutations())}
     for node in adding:
-        node.mark_run = partial(_allocate, node, node.mark_run, shared)
+        if node.node.inputs[0].get_name() not in shared:
+            node.mark_run = partial(_allocate, node, node.mark_run)
 
 
 def _kernel(node: Any) -> str | None:
@@ -42,10 +43,10 @@ def _kernel(node: Any) -> str | None:
     return name if node.is_extern() else None
 
 
-def _allocate(node: Any, allocate: Callable[[], None], shared: Collection[str]) -> None:
+def _allocate(node: Any, allocate: Callable[[], None]) -> None:
     """Generate the code that gives a matmul's result its memory."""
     total = node.node.inputs[0]
-    if total.get_name() in shared or not _may_write_over(node, total):
+    if not _may_write_over(node, total):
         allocate()
         return
     wrapper: Any = _torch.V.graph.wrapper_code
