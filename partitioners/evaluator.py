@@ -28,30 +28,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recut.partitioners.kernels import (
-    MAX_ALL_SOURCES,
-    MAX_SOURCES,
-    MAX_WEIGHT,
-    Kernels,
-    Lives,
-    fused,
-    kernels,
-)
+from recut.partitioners.kernels import Kernels, Lives, fused, kernels
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
 from recut.partitioners.tables import Ints
 from recut.partitioners.trace import Trace
-
-__all__ = [
-    "MAX_ALL_SOURCES",
-    "MAX_SOURCES",
-    "MAX_WEIGHT",
-    "Instance",
-    "Liveness",
-    "Timeline",
-    "evaluate",
-    "measure",
-]
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from recut.partitioners.limits import MAX_ALL_SOURCES, MAX_SOURCES, MAX_WEIGHT
 from recut.partitioners.tables import Flags, Ints, Ragged
 from recut.partitioners.trace import Trace
-
-# torch._inductor.config.realize_reads_threshold: more distinct reads than this, and a value with
-# several readers becomes a buffer.
-MAX_SOURCES = 4
-# torch._inductor.config.realize_cpu_acc_reads_threshold (8 on other devices): more distinct reads
-# than this, and any value becomes a buffer.
-MAX_ALL_SOURCES = 12
-# Ops that Inductor evaluates anew for several readers (realize_opcount_threshold is 30 inner calls,
-# of which an FX op takes two to three).
-MAX_WEIGHT = 12
 
 
 @dataclass(frozen=True)
@@ -166,7 +157,7 @@ def _inlined(trace: Trace, fusing_readers: Flags) -> _Inlined:
     readers = np.bincount(trace.read, minlength=len(start))
     saved = (start < trace.split) & (trace.split <= trace.last)
     may = fusing_readers & (readers > 0) & (start >= 0) & ~trace.returned & ~saved
-    may[may] = tables.pointwise[order[start[may]]]
+    may[may] = tables.evaluated[order[start[may]]]
     candidates = np.flatnonzero(may)
     moments = start[candidates]
     low, high = np.searchsorted(trace.at, [moments, moments + 1])

@@ -63,54 +63,78 @@ def backward_order(problem: Problem) -> BackwardOrder:
     like stand at the end of the forward in the joint graph, yet belong to no tangent, and taking
     them as backward ops would force every layer's recomputation at the start.
     """
-    own = [i for i, backward in enumerate(problem.is_backward) if backward]
-    among = frozenset(own)
-    gradients = {i: unit for i in own if (unit := _gradient(problem, i))}
-    units = {i: (i,) for i in own if _sums(problem, i)} | gradients
-    waits = {i: _makers(problem, i) & among for i in units}
-    out: list[int] = []
-    done: set[int] = set()
-    ready: list[int] = []
-    late: list[tuple[int, ...]] = []
-    put_off: dict[int, int] = {}
-    waiting: list[int] = []  # what is put off, until something else runs
-    kernel: set[int] = set()  # what fuses and has run behind the last library call
+    return _Walk(problem).order()
 
-    def take(ops: tuple[int, ...]) -> None:
-        put_off.update(dict.fromkeys(waiting, ops[0]))
-        waiting.clear()
-        out.extend(ops)
-        done.update(ops)
-        readers = {r for v in _made(problem, ops) for r in problem.readers[v]}
-        ready.extend(sorted(r for r in readers if r in waits and waits[r] <= done))
 
-    for place, i in enumerate(own):
-        if i in done:
-            continue
-        # Between two ops that fuse, a matmul would divide their kernel.
-        if not problem.fuses[i] and not _is_laid_out(problem, i, kernel):
-            for j in _siblings(problem, own, place, kernel, done):
-                take((j,))
-            kernel.clear()
-            early = [*sorted({*ready} - {i}), *([i] if i in waits else [])]
-            ready.clear()
-            for j in early:
-                if j in done:
-                    continue
-                if j in gradients and _is_put_off(problem, gradients[j]):
-                    late.append(gradients[j])
-                    done.update(gradients[j])
-                    waiting.append(j)
-                else:
-                    take(units[j])
-        if i not in done:
-            take((i,))
-        if problem.fuses[i]:
-            kernel.add(i)
-    # Everything returned is in memory behind the last of them, and what that one reads.
-    late.sort(key=lambda unit: -_needed(problem, unit[0]))
-    held = {i: _held(problem, i) for i in put_off}
-    return BackwardOrder((*out, *chain.from_iterable(late)), put_off, held)
+class _Walk:
+    """A walk over the backward's own ops in the joint graph's order.
+
+    Attributes:
+        own: these ops.
+        gradients: by weight gradient, itself and what makes of it what is returned.
+        units: these and the sums of gradients, which run as soon as they can.
+        out: what has run, in its order.
+        kernel: what fuses and has run behind the last library call.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.own = [i for i, backward in enumerate(problem.is_backward) if backward]
+        among = frozenset(self.own)
+        self.gradients = {i: unit for i in self.own if (unit := _gradient(problem, i))}
+        self.units = {i: (i,) for i in self.own if _sums(problem, i)} | self.gradients
+        self._waits = {i: _makers(problem, i) & among for i in self.units}
+        self.out: list[int] = []
+        self.kernel: set[int] = set()
+        self._done: set[int] = set()
+        self._ready: list[int] = []  # units whose inputs are there
+        self._late: list[tuple[int, ...]] = []
+        self._put_off: dict[int, int] = {}
+        self._waiting: list[int] = []  # what is put off, until something else runs
+
+    def order(self) -> BackwardOrder:
+        """Return the order that the walk makes."""
+        problem = self.problem
+        for place, i in enumerate(self.own):
+            if i in self._done:
+                continue
+            # Between two ops that fuse, a matmul would divide their kernel.
+            if i in self.units or not (problem.fuses[i] or _is_laid_out(problem, i, self.kernel)):
+                self._before_library_call(place, i)
+            if i not in self._done:
+                self._take((i,))
+            if problem.fuses[i]:
+                self.kernel.add(i)
+        # Everything returned is in memory behind the last of them, and what that one reads.
+        self._late.sort(key=lambda unit: -_needed(problem, unit[0]))
+        held = {i: _held(problem, i) for i in self._put_off}
+        return BackwardOrder((*self.out, *chain.from_iterable(self._late)), self._put_off, held)
+
+    def _take(self, ops: tuple[int, ...]) -> None:
+        self._put_off.update(dict.fromkeys(self._waiting, ops[0]))
+        self._waiting.clear()
+        self.out.extend(ops)
+        self._done.update(ops)
+        readers = {r for v in _made(self.problem, ops) for r in self.problem.readers[v]}
+        waits = self._waits
+        self._ready.extend(sorted(r for r in readers if r in waits and waits[r] <= self._done))
+
+    def _before_library_call(self, place: int, i: int) -> None:
+        """Run what belongs before op ``i``: the rest of the kernel, and units, ``i`` among them."""
+        for j in _siblings(self.problem, self.own, place, self.kernel, self._done):
+            self._take((j,))
+        self.kernel.clear()
+        early = [*sorted({*self._ready} - {i}), *([i] if i in self._waits else [])]
+        self._ready.clear()
+        for j in early:
+            if j in self._done:
+                continue
+            if j in self.gradients and _is_put_off(self.problem, self.gradients[j]):
+                self._late.append(self.gradients[j])
+                self._done.update(self.gradients[j])
+                self._waiting.append(j)
+            else:
+                self._take(self.units[j])
 
 
 def _makers(problem: Problem, i: int) -> set[int]:
@@ -176,10 +200,15 @@ def _made(problem: Problem, ops: Collection[int]) -> set[int]:
     return {v for i in ops for v in problem.ops[i].outputs}
 
 
+def _read(problem: Problem, i: int) -> list[tuple[int, int]]:
+    """Return what an op reads that ops make, with these."""
+    makers = ((v, problem.values[v].producer) for v in problem.ops[i].inputs)
+    return [(v, maker) for v, maker in makers if maker >= 0]
+
+
 def _gradients_read(problem: Problem, i: int) -> set[int]:
     """Return what an op reads that ops of the backward make."""
-    makers = ((v, problem.values[v].producer) for v in problem.ops[i].inputs)
-    return {v for v, maker in makers if maker >= 0 and problem.is_backward[maker]}
+    return {v for v, maker in _read(problem, i) if problem.is_backward[maker]}
 
 
 def _sums(problem: Problem, i: int) -> bool:
@@ -212,8 +241,7 @@ def _gradient(problem: Problem, i: int) -> tuple[int, ...]:
 
 def _held(problem: Problem, i: int) -> tuple[int, ...]:
     """Return what an op reads that ops make of something."""
-    makers = ((v, problem.values[v].producer) for v in problem.ops[i].inputs)
-    return tuple(v for v, maker in makers if maker >= 0 and problem.ops[maker].inputs)
+    return tuple(v for v, maker in _read(problem, i) if problem.ops[maker].inputs)
 
 
 def _needed(problem: Problem, i: int) -> int:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from recut.partitioners.order import BackwardOrder, backward_order
+from recut.partitioners.sums import written_where_made
 
 if TYPE_CHECKING:
     from recut.partitioners.tables import Tables
@@ -246,6 +247,11 @@ class Problem:
     def pace(self) -> BackwardOrder:
         """The order of the backward's own ops, and what is held for those that are put off."""
         return backward_order(self)
+
+    @cached_property
+    def written(self) -> frozenset[int]:
+        """Ops of the backward whose result is written down, not evaluated in what reads it."""
+        return written_where_made(self)
 
     @cached_property
     def forward_wanted(self) -> tuple[tuple[int, ...], ...]:

@@ -72,7 +72,9 @@ class Tables:
         self.again = np.array(problem.again_seconds)
         self.arithmetic = np.fromiter((o.arithmetic for o in ops), dtype=np.float64)
         self.fuses = flags(problem.fuses)
-        self.pointwise = flags(problem.is_pointwise)
+        pointwise = flags(problem.is_pointwise)
+        # What the kernels that read it may evaluate anew.
+        self.evaluated = pointwise & ~flags(i in problem.written for i in range(len(ops)))
         self.backward = flags(problem.is_backward)
         # By value: made by an op outside the backward.
         made = self.producer >= 0
@@ -83,7 +85,7 @@ class Tables:
         )
         self.heavy = flags(problem.is_heavy)
         self.inplace = flags(o.inplace for o in ops)
-        self.reduces = self.fuses & ~self.pointwise
+        self.reduces = self.fuses & ~pointwise
         self.makes = flags(bool(o.outputs) for o in ops)
         self.inputs = Ragged.of([o.inputs for o in ops])
         self.outputs = Ragged.of([o.outputs for o in ops])

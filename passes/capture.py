@@ -64,8 +64,8 @@ class Capture:
 def is_constant(node: fx.Node) -> bool:
     """Return whether Inductor folds a node into its readers: ``full``, ``iota`` and their like.
 
-    They read nothing and never become a buffer where every reader computes element by element, so
-    they are copied beside each use like a view.
+    They read nothing and never become a buffer where every reader computes element by element or
+    writes into a copy of it, so they are copied beside each use like a view.
     """
     return (
         node.op == "call_function"
@@ -80,6 +80,8 @@ def _fuses_into_readers(node: fx.Node) -> bool:
     for user in node.users:
         if user.op == "output":
             return False
+        if costs.constant_under(user) is node:
+            continue
         if is_view(user):
             if not _fuses_into_readers(user):
                 return False

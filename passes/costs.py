@@ -175,15 +175,15 @@ def allocated(size: int, device: str) -> int:
     return -(-size // _BLOCK) * _BLOCK if device == "cuda" else size
 
 
-def fills_constant(node: fx.Node) -> bool:
-    """Return whether Inductor writes an op's result into a constant that it makes for it.
+def constant_under(node: fx.Node) -> fx.Node | None:
+    """Return the constant that Inductor makes for an op to write its result into, if it does.
 
     The gradient of an embedding or of pooling: zeros of its size are never a buffer beside it.
     """
     base = node.args[0] if node.args and packet(node) in _WRITERS else None
     if not isinstance(base, fx.Node) or base.op != "call_function":
-        return False
-    return all(_torch.is_sym_node(n) for n in base.all_input_nodes)
+        return None
+    return base if all(_torch.is_sym_node(n) for n in base.all_input_nodes) else None
 
 
 def writes_in_place(node: fx.Node) -> bool:
@@ -191,8 +191,9 @@ def writes_in_place(node: fx.Node) -> bool:
 
     The op computes each element from the one that lies in the same place.
     """
-    if fills_constant(node):
-        return True
+    if (constant := constant_under(node)) is not None:
+        # One of sizes that are known is copied beside its use, and is no buffer to write over.
+        return bool(constant.all_input_nodes)
     if kind_of(node) is not Kind.POINTWISE or packet(node) in _MOVES:
         return False
     val = node.meta.get("val")

@@ -59,30 +59,28 @@ class _Emitter:
     def copy(self, node: fx.Node) -> fx.Node:
         """Copy a node of the joint graph to this place."""
         new = self.graph.node_copy(node, self._reader(node))
-        if self.captured.problem.compiler == "inductor":
-            if new.target is aten.cat.default:
-                self._own_storage(new)
-            elif new.target is aten.add.Tensor:
-                self._stay_apart(new)
         if self.phase == "backward" and new.meta.get("partitioner_tag") == "must_be_in_forward":
             new.meta["partitioner_tag"] = "is_backward"
         self._record(new)
         return new
 
-    def _stay_apart(self, add: fx.Node) -> None:
+    def _stay_apart(self, add: fx.Node) -> bool:
         """Keep a matmul that ran before other kernels out of the sum that reads it.
 
         Inductor turns the sum of a matmul and something into one ``addmm`` at the place of the sum.
         Where a gradient is summed at the end (a tied embedding), both operands of the matmul would
-        live until then. A copy in between hides the pair and is computed within the sum.
+        live until then. A copy in between hides the pair and is computed within the sum. Returns
+        whether that leaves a sum that no library computes.
         """
-        for n in add.all_input_nodes:
-            apart = n.target is aten.mm.default and n is not self.last_kernel
-            if apart and not n.meta["val"].is_complex():
+        matmuls = [n for n in add.all_input_nodes if n.target is aten.mm.default]
+        earlier = [n for n in matmuls if n is not self.last_kernel]
+        for n in earlier:
+            if not n.meta["val"].is_complex():
                 with self.graph.inserting_before(add):
                     copy = exact_copy(self.graph, n)
                 self._record(copy)
                 add.replace_input_with(n, copy)
+        return bool(earlier) and earlier == matmuls
 
     def _own_storage(self, cat: fx.Node) -> None:
         """Keep the inputs of a concatenation out of its result.
@@ -125,12 +123,19 @@ class _Emitter:
         node = self.captured.op_nodes[i]
         self.env[node] = self._replay(i, node) if i in self.replayed else self.copy(node)
         self.ops[self.env[node].name] = i
+        written = i in self.kept and self.phase == "backward"
+        if self.captured.problem.compiler == "inductor":
+            if node.target is aten.cat.default:
+                self._own_storage(self.env[node])
+            elif node.target is aten.add.Tensor:
+                apart = self._stay_apart(self.env[node])
+                written |= apart and not self.captured.problem.fuses[i]
         if not self.captured.problem.fuses[i]:
             self.last_kernel = self.env[node]
         if node.is_impure() or self.captured.problem.ops[i].random:
             self.effects[self.phase].add(self.env[node].name)
-        if i in self.kept and self.phase == "backward":
-            self.env[node] = self._laid_out(node)
+        if written:
+            self.env[node] = self._written(node)
         self._getitems(node)
 
     def _getitems(self, node: fx.Node) -> None:
@@ -182,6 +187,18 @@ class _Emitter:
         val = given.meta.get("val")
         if not isinstance(val, torch.Tensor) or val.dim() < 2:
             return given
+        return self._in_order_of(given, val)
+
+    def _written(self, node: fx.Node) -> fx.Node:
+        """Return an op's result as a buffer of its own, images in the layout that the net has."""
+        given = self.env[node]
+        val = given.meta["val"]
+        if val.dim() == 4 and self.captured.channels_last:
+            return self._in_order_of(given, val.contiguous(memory_format=torch.channels_last))
+        return self._in_order_of(given, val)
+
+    def _in_order_of(self, given: fx.Node, val: torch.Tensor) -> fx.Node:
+        """Have Inductor write a tensor down in the order of ``val``'s strides."""
         # Only their order counts, which a hint has too.
         strides = [costs.hint(s) for s in val.stride()]
         return self._call(_torch.force_stride_order, (given, strides), {}, val)
@@ -212,15 +229,15 @@ def _kept(captured: Capture) -> set[int]:
     """Return the ops whose result Inductor is to write down where it is made.
 
     It would compute it inside a kernel that reads it, and hold all that it is made of until that
-    one runs, at the end of the backward.
+    one runs, later in the backward or at its end.
     """
     problem = captured.problem
     if problem.compiler != "inductor":
         return set()
     held = problem.pace.held
-    late = [i for i in held if costs.fills_constant(captured.op_nodes[i])]
+    late = [i for i in held if costs.constant_under(captured.op_nodes[i]) is not None]
     makers = {problem.values[v].producer for i in late for v in held[i]}
-    return {i for i in makers if problem.fuses[i]}
+    return {i for i in makers if problem.fuses[i]} | problem.written
 
 
 def _is_backward_input(node: fx.Node) -> bool:

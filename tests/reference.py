@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from recut.partitioners.evaluator import MAX_ALL_SOURCES, MAX_SOURCES, MAX_WEIGHT
+from recut.partitioners.limits import MAX_ALL_SOURCES, MAX_SOURCES, MAX_WEIGHT
 from recut.partitioners.problem import Kind, Problem, Value
 from recut.partitioners.schedule import Schedule
 
@@ -15,7 +15,8 @@ class Reference:
     def __init__(self, problem: Problem, schedule: Schedule) -> None:
         self.problem = problem
         self.split = len(schedule.forward)
-        self.ops = [problem.ops[i] for i in schedule.forward + schedule.backward]
+        self.order = schedule.forward + schedule.backward
+        self.ops = [problem.ops[i] for i in self.order]
         self.end = len(self.ops)
         values = enumerate(problem.values)
         self.instances = [(v, -1) for v, x in values if x.producer < 0 and x.bytes]  # copies
@@ -76,6 +77,7 @@ class Reference:
                 self.problem.compiler == "inductor"
                 and start >= 0
                 and self.ops[start].kind is Kind.POINTWISE
+                and self.order[start] not in self.problem.written
                 and len(readers) > 0
                 and inst not in self.returned
                 and not self.is_saved(inst, readers)

@@ -6,7 +6,8 @@ import pytest
 from problems import Net, random_problem, random_schedule
 from reference import Reference
 
-from recut.partitioners.evaluator import MAX_SOURCES, MAX_WEIGHT, evaluate, measure
+from recut.partitioners.evaluator import evaluate, measure
+from recut.partitioners.limits import MAX_SOURCES, MAX_WEIGHT
 from recut.partitioners.problem import Kind, Phase
 from recut.partitioners.schedule import Schedule, lazy_schedule
 

@@ -247,3 +247,13 @@ def test_queries_and_keys_are_turned_in_one_kernel():
     (end,) = net.op("end", (dx,), 100, **BACKWARD)
     kernel = ["rk", "rq", "ck", "cq"]
     assert names(net.problem((), (end,))) == ["attention", *kernel, "xv", "xk", "xq", "dx", "end"]
+
+
+def test_a_tables_gradient_that_reads_a_kernel_is_put_off():
+    """A concatenation of what a kernel makes would run right behind it."""
+    net = Net()
+    tangent = net.input("tangent")
+    (dx,) = net.op("dx", (tangent,), 10, kind=Kind.POINTWISE, **BACKWARD)
+    (table,) = net.op("table", (dx,), 100, kind=Kind.OTHER, **BACKWARD)
+    (dy,) = net.op("dy", (dx,), 10, **BACKWARD)
+    assert names(net.problem((), (table, dy))) == ["dx", "dy", "table"]
