@@ -17,13 +17,14 @@ from functools import partial
 from typing import Any
 
 from recut.passes import _torch
+from recut.passes.buffers import buffer_lives, grouped, lives_of
 from recut.passes.donation import copy_where_kept, donated
 from recut.passes.mending import mend_inductor
-from recut.passes.scheduled import Expectation, Observation, lives_of, observe
+from recut.passes.scheduled import Expectation, Observation, observe
 from recut.passes.summing import sum_in_place
 
 _META = "recut.planned"
-_KEY = ("recut planned order", 4)
+_KEY = ("recut planned order", 5)
 _POST_FUSION = "_post_fusion_custom_pass"
 
 
@@ -98,8 +99,8 @@ def planned_order(nodes: Sequence[Any]) -> list[Any]:
     return out
 
 
-def run_one_by_one(nodes: Sequence[Any]) -> None:
-    """Have each kernel called by itself on a CPU.
+def run_apart(nodes: Sequence[Any], ends: Callable[[Any], bool] = lambda _: True) -> None:
+    """Have each kernel on a CPU called by itself, or with those before it.
 
     Inductor's C++ backend joins all kernels between two library calls into one function, which
     allocates every output before and frees every input after it. A call of its own costs
@@ -107,11 +108,19 @@ def run_one_by_one(nodes: Sequence[Any]) -> None:
 
     Args:
         nodes: Inductor's scheduler nodes.
+        ends: whether a function ends with a node.
     """
     devices = {n.get_device() for n in nodes} - {None}
     for device in devices:
         if device.type == "cpu":
-            nodes[0].scheduler.get_backend(device).ready_to_flush = lambda: True
+            scheduler = nodes[0].scheduler
+            backend = scheduler.get_backend(device)
+            backend.ready_to_flush = partial(_ready, scheduler, backend, ends)
+
+
+def _ready(scheduler: Any, backend: Any, ends: Callable[[Any], bool]) -> bool:
+    """Return whether a function ends here, or has as many arguments as Inductor allows it."""
+    return ends(scheduler.current_node) or type(backend).ready_to_flush(backend)
 
 
 Listener = Callable[[Observation], None]
@@ -154,7 +163,7 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         # A subgraph (of a condition or a loop) has kernels and a scheduler of its own.
         if self.promised is not None and not hasattr(_torch.V.graph, "parent"):
             self._watch(nodes, self.promised)
-        run_one_by_one(nodes)
+        run_apart(nodes)
         sum_in_place(nodes)
         return planned_order(nodes)
 
@@ -174,9 +183,13 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
 
         def generate_and_observe() -> None:
             lives = lives_of(scheduler)
+            found = buffer_lives(scheduler, lives, promised.inputs)
+            limit = max(promised.live, default=0)
+            groups = grouped(scheduler.nodes, found, promised.held, limit)
+            run_apart(scheduler.nodes, groups.ends)
             generate()
             copy_where_kept(self.donated)
-            listener(observe(scheduler, lives, promised))
+            listener(observe(scheduler, lives, promised, groups))
 
         scheduler.codegen = generate_and_observe
 

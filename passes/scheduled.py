@@ -10,9 +10,8 @@ belongs to the op that runs there, and a planner that knows it can plan again.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import fx
 from recut.partitioners.evaluator import Timeline
 from recut.partitioners.problem import Problem
 from recut.passes import _torch, costs
+from recut.passes.buffers import Groups, buffer_lives, live_bytes
 from recut.passes.capture import Capture
 from recut.passes.rewrite import Emission
 
@@ -180,30 +180,24 @@ class Observation:
 _NEAR = 0.75
 
 
-def lives_of(scheduler: Any) -> list[Any]:
-    """Return the first and last kernel of each of a scheduler's buffers, and the buffers' sizes.
-
-    To be asked before the scheduler generates code: that prunes what a kernel waits for whose loops
-    it regroups, and the buffers that it reads would seem to end where they are made.
-    """
-    _torch.assign_memory_planning_info(scheduler.nodes, scheduler.name_to_buf)
-    returned = _torch.OrderedSet(_torch.V.graph.get_output_names())
-    lives: list[Any] = _torch.compute_memory_timeline(scheduler.nodes, {}, returned)[0]
-    return lives
-
-
-def observe(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> Observation:
+def observe(
+    scheduler: Any, lives: Sequence[Any], promised: Expectation, groups: Groups
+) -> Observation:
     """Return what the kernels of a scheduler hold, after it has generated their code.
 
     Args:
         scheduler: Inductor's scheduler.
-        lives: what :func:`lives_of` said of it before.
+        lives: what :func:`buffers.lives_of` said of it before.
         promised: what the plan counts for this graph.
+        groups: which kernels were generated as one function.
     """
     excess: dict[int, int] = {}
     peak = 0
     place = 0
-    *live, behind = _live(scheduler, lives, promised)
+    found = buffer_lives(scheduler, lives, promised.inputs)
+    over = _torch.V.graph.wrapper_code.reuses
+    *live, behind = live_bytes(found, len(scheduler.nodes), promised.held, over)
+    together = live_bytes(found, len(scheduler.nodes), promised.held, over, groups.span)
     for node, buffers in zip(scheduler.nodes, live, strict=True):
         places = [promised.moments[o] for o in _origins(node) if o in promised.moments]
         place = max(places, default=place)
@@ -212,6 +206,7 @@ def observe(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> Obse
         if promised.ops and promised.limit is not None and size > _NEAR * promised.limit:
             op = promised.ops[place]
             excess[op] = max(excess.get(op, 0), size - promised.live[place])
+    peak = max([peak, *together])
     # Behind the last kernel everything returned is alive, and the copy of one gradient.
     size = behind + promised.copied
     peak = max(peak, size)
@@ -225,60 +220,3 @@ def observe(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> Obse
 def _origins(node: Any) -> set[str]:
     """Return the names of the FX nodes that a kernel computes."""
     return {o.name for n in node.get_nodes() if n.node is not None for o in n.node.get_origins()}
-
-
-def _live(scheduler: Any, lives: Sequence[Any], promised: Expectation) -> list[int]:
-    """Return the bytes that are live while each kernel runs, and behind the last of them.
-
-    Without workspace of library calls.
-    """
-    nodes = scheduler.nodes
-    graph = _torch.V.graph
-    # The outputs of one call are allocated with it, and freed each at its own end.
-    made, freed = dict(promised.inputs), dict(promised.inputs)
-    starts = dict.fromkeys(promised.inputs, 0)
-    last_read = _last_reads(nodes, promised.inputs)
-    ends = {name: last_read.get(name, len(nodes)) for name in promised.inputs}
-    views: dict[str, Sequence[str]] = {}
-    for life in lives:
-        name = life.buffer.get_name()
-        if name in graph.removed_buffers:
-            continue  # it stays inside its kernel
-        starts[name] = life.start_step
-        ends[name] = len(nodes) if life.end_step < 0 else life.end_step
-        # A call may return a view of what it reads (complex numbers are left to eager), or write
-        # into a part of a concatenation that is allocated for it.
-        views[name] = life.buffer.get_aliases()
-        device = getattr(life.buffer.node.get_device(), "type", "")
-        made[name], freed[name] = (
-            costs.allocated(size, device) for size in (life.size_alloc, life.size_free)
-        )
-        if views[name]:
-            made[name] = freed[name] = 0
-    for name in reversed(views):
-        for base in views[name]:
-            if base in ends:
-                starts[base] = min(starts[base], starts[name])
-                ends[base] = max(ends[base], ends[name])
-    delta = [promised.held, *[0] * (len(nodes) + 1)]
-    for name, start in starts.items():
-        delta[start] += made[name]
-        delta[ends[name] + 1] -= freed[name]
-    # A kernel that writes over an input holds the two as one.
-    for written, over in graph.wrapper_code.reuses.items():
-        if written in starts and ends.get(over) == starts[written]:
-            start = starts[written]
-            shared = min(freed[written], freed[over])
-            delta[start] -= shared
-            delta[start + 1] += shared
-    return list(accumulate(delta[: len(nodes) + 1]))
-
-
-def _last_reads(nodes: Sequence[Any], names: Mapping[str, int]) -> dict[str, int]:
-    """Return the last kernel that reads each of some inputs."""
-    out: dict[str, int] = {}
-    for k, node in enumerate(nodes):
-        for dep in node.read_writes.reads:
-            if dep.name in names:
-                out[dep.name] = k
-    return out
