@@ -1,0 +1,125 @@
+"""Which kernels share a function, and what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor.utils import run_and_get_code
+
+import recut
+from benchmarks import measure
+from recut.passes.buffers import Life, grouped, live_bytes
+
+
+@dataclass(eq=False)
+class Node:
+    """A scheduler's node."""
+
+    extern: bool = False
+    device: str | None = "cpu"
+
+    def get_device(self):
+        return None if self.device is None else torch.device(self.device)
+
+    def is_extern(self):
+        return self.extern
+
+    def is_template(self):
+        return False
+
+    is_foreach = is_template
+
+
+def chain(count):
+    """Each kernel reads what the one before makes: two buffers at a time."""
+    return {f"b{k}": Life(k, k + 1, 10, 10) for k in range(count)}
+
+
+def spans(nodes, found, limit, held=0):
+    groups = grouped(nodes, found, held, limit)
+    return [groups.span(k) for k in range(len(nodes))], groups
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (19, [(0, 0), (1, 1), (2, 2), (3, 3)]),
+        (20, [(0, 1), (0, 1), (2, 2), (3, 3)]),  # no more than a kernel by itself
+        (29, [(0, 1), (0, 1), (2, 2), (3, 3)]),
+        (30, [(0, 2), (0, 2), (0, 2), (3, 3)]),
+        (40, [(0, 3)] * 4),
+        (0, [(0, 0), (1, 1), (2, 2), (3, 3)]),
+    ],
+)
+def test_kernels_share_a_function_up_to_the_limit(limit, expected):
+    nodes, found = [Node() for _ in range(4)], chain(4)
+    got, groups = spans(nodes, found, limit)
+    assert got == expected
+    assert [groups.ends(n) for n in nodes] == [k == last for k, (_, last) in enumerate(got)]
+    one_by_one = live_bytes(found, 4, 0, {})
+    together = live_bytes(found, 4, 0, {}, groups.span)
+    assert one_by_one == [10, 20, 20, 20, 10]
+    assert max(together) <= max(limit, *one_by_one)
+    # Behind the last kernel there is what is returned, and nothing else.
+    assert together[-1] == 10
+
+
+def test_what_lives_throughout_counts():
+    assert spans([Node(), Node()], chain(2), 25, held=10)[0] == [(0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("apart", [Node(extern=True), Node(device="cuda"), Node(device=None)])
+def test_library_calls_and_other_devices_stay_apart(apart):
+    nodes = [Node(), Node(), apart, Node(), Node()]
+    assert spans(nodes, chain(5), 1000)[0] == [(0, 1), (0, 1), (2, 2), (3, 4), (3, 4)]
+
+
+def test_what_is_written_over_in_a_shared_function_is_there_once():
+    found = {"a": Life(0, 1, 10, 10), "b": Life(1, 2, 10, 10)}
+    _, groups = spans([Node(), Node()], found, 20)
+    assert live_bytes(found, 2, 0, {"b": "a"}) == [10, 10, 10]
+    assert live_bytes(found, 2, 0, {"b": "a"}, groups.span) == [10, 10, 10]
+
+
+class Norms(nn.Module):
+    """Beside a layer norm's gradient those of its weights run, over the other dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(64) for _ in range(3))
+
+    def forward(self, x):
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + torch.tanh(norm(layer(x)))
+        return x.square().mean()
+
+
+@pytest.mark.slow
+def test_under_inductor_fewer_functions_are_called_at_the_same_peak(monkeypatch):
+    def run():
+        torch._dynamo.reset()
+        recut.clear_reports()
+        torch.manual_seed(0)
+        module, x = Norms(), torch.randn(96, 64)
+        model = measure.compile_recut(module, 1.0)
+        loss, codes = run_and_get_code(model, x)
+        _, more = run_and_get_code(loss.backward)
+        grads = [p.grad.clone() for p in module.parameters()]
+        calls = "".join(codes + more).count("cpp_fused")
+        (report,) = recut.reports()
+        return grads, calls, measure.peak_bytes(model, [x]), report
+
+    grads, calls, peak, report = run()
+    assert peak <= report.scheduled_peak
+    with monkeypatch.context() as patch:
+        patch.setattr("recut.passes.fusion.grouped", lambda nodes, *_: grouped(nodes, {}, 0, -1))
+        patch.setattr("recut.passes.fusion._KEY", ("recut test", 0))
+        alone, more, _, apart = run()
+    assert calls < more
+    assert report.scheduled_peak <= max(report.peak, apart.scheduled_peak)
+    for one, other in zip(grads, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
