@@ -73,13 +73,15 @@ class _Emitter:
         whether that leaves a sum that no library computes.
         """
         matmuls = [n for n in add.all_input_nodes if n.target is aten.mm.default]
-        earlier = [n for n in matmuls if n is not self.last_kernel]
+        # Inductor leaves complex numbers to eager's own sum.
+        earlier = [
+            n for n in matmuls if n is not self.last_kernel and not n.meta["val"].is_complex()
+        ]
         for n in earlier:
-            if not n.meta["val"].is_complex():
-                with self.graph.inserting_before(add):
-                    copy = exact_copy(self.graph, n)
-                self._record(copy)
-                add.replace_input_with(n, copy)
+            with self.graph.inserting_before(add):
+                copy = exact_copy(self.graph, n)
+            self._record(copy)
+            add.replace_input_with(n, copy)
         return bool(earlier) and earlier == matmuls
 
     def _own_storage(self, cat: fx.Node) -> None:
