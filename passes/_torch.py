@@ -101,8 +101,22 @@ from torch._inductor.choices import InductorChoices  # isort: skip
 from torch._inductor.graph import GraphLowering  # isort: skip
 from torch._inductor.virtualized import V  # isort: skip
 
-# Size, strides, type and device of a buffer that no pass may change any more. Since 2.0.
-from torch._inductor.ir import FixedLayout  # isort: skip
+# Size, strides, type and device of a buffer that no pass may change any more (since 2.0), and the
+# base of calls into libraries, by whose ``require_channels_last`` a buffer gets that layout (2.0).
+from torch._inductor.ir import ExternKernel, FixedLayout  # isort: skip
+
+# What a library call asks of its arguments' layout before it is lowered (since 2.0), and what the
+# backward of a convolution asks (since 2.13; nothing where images are turned to channels-last).
+from torch._inductor.lowering import add_layout_constraint  # isort: skip
+
+try:
+    from torch._inductor.kernel.conv import constrain_conv_bwd_to_fx_strides  # isort: skip
+except ImportError:  # torch 2.11 and 2.12, which ask for the strides of the graph in any case
+    constrain_conv_bwd_to_fx_strides = None  # type: ignore[assignment, unused-ignore]
+
+# The line of generated code that allocates a buffer, or takes one that waits for its next use where
+# ``should_reuse_buffer`` lets it (since 2.9).
+from torch._inductor.codegen.wrapper import AllocateLine  # isort: skip
 
 # One op as the scheduler sees it; ``recompute_size_and_body`` and ``mutation_renames`` are used by
 # mending.py, which keeps the former from losing the latter before 2.14. To be dropped with 2.13.
@@ -196,9 +210,11 @@ from torch.utils import _pytree as pytree  # isort: skip
 from torch.utils._ordered_set import OrderedSet  # isort: skip
 
 __all__ = [
+    "AllocateLine",
     "BackwardState",
     "CustomPartitionerFn",
     "CustomSchedulerPass",
+    "ExternKernel",
     "FakeTensor",
     "FakeTensorMode",
     "FixedLayout",
@@ -212,10 +228,12 @@ __all__ = [
     "TracingContext",
     "Unsupported",
     "V",
+    "add_layout_constraint",
     "assign_memory_planning_info",
     "cleanup_recompute_tags",
     "compile_fx",
     "compute_memory_timeline",
+    "constrain_conv_bwd_to_fx_strides",
     "current_graph_task_id",
     "default_partition",
     "disable_current_modes",

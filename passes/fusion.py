@@ -20,11 +20,12 @@ from recut.passes import _torch
 from recut.passes.buffers import buffer_lives, grouped, lives_of
 from recut.passes.donation import copy_where_kept, donated
 from recut.passes.mending import mend_inductor
-from recut.passes.scheduled import Expectation, Observation, observe
+from recut.passes.pool import Pool, open_pool
+from recut.passes.scheduled import Expectation, Observation, held_by, observe
 from recut.passes.summing import sum_in_place
 
 _META = "recut.planned"
-_KEY = ("recut planned order", 5)
+_KEY = ("recut planned order", 6)
 _POST_FUSION = "_post_fusion_custom_pass"
 
 
@@ -189,7 +190,9 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
             run_apart(scheduler.nodes, groups.ends)
             generate()
             copy_where_kept(self.donated)
-            listener(observe(scheduler, lives, promised, groups))
+            held = held_by(scheduler, lives, promised, groups)
+            open_pool(Pool(held.found, groups, held.together, held.peak))
+            listener(observe(held, promised))
 
         scheduler.codegen = generate_and_observe
 
@@ -233,9 +236,6 @@ def wrap_inner_compile(
     planned_patches: dict[str, Any] = {
         # The plan's order is the order, and Inductor's estimate counts what stays inside a kernel.
         "reorder_for_peak_memory": False,
-        # A buffer that waits in Inductor's pool for its next use stays allocated meanwhile, up to
-        # Inductor's own estimate of the peak; the device's allocator is a pool already.
-        "allow_buffer_reuse": False,
     }
 
     mend_inductor(planned)

@@ -1,7 +1,8 @@
-"""Put right what Inductor's C++ backend gets wrong, in planned graphs only.
+"""What Inductor does otherwise in planned graphs, and only there.
 
-Each defect gives wrong numbers without a word. Programs drawn from seeds found them
-(``benchmarks/fuzzing.py``), and each has a test that fails without its remedy.
+Two defects of its C++ backend give wrong numbers without a word. Programs drawn from seeds found
+them (``benchmarks/fuzzing.py``), and each has a test that fails without its remedy. What else is
+here costs time: a copy that need not be, and memory that is handed back to be asked for again.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
+import torch
+
 from recut.passes import _torch
+from recut.passes.pool import lend
 
 _MENDED = "recut.mended"
 
 
 def mend_inductor(planned: Callable[[], bool]) -> None:
     """Have graphs compiled without these defects wherever ``planned()`` holds; others are left."""
+    _wrap(_torch.AllocateLine, "should_reuse_buffer", planned, lend)
+    _turn_gradients_early(planned)
     _wrap(_torch.SchedulerNode, "recompute_size_and_body", planned, _keep_renames)
     _wrap(
         _torch.OuterLoopFusedSchedulerNode,
@@ -38,6 +44,28 @@ def _wrap(owner: Any, name: str, planned: Callable[[], bool], remedy: Callable[.
 
     setattr(mended, _MENDED, True)
     setattr(owner, name, mended)
+
+
+def _turn_gradients_early(planned: Callable[[], bool]) -> None:
+    """Have what the backward of a convolution reads computed as channels-last in the first place.
+
+    Inductor turns it where the graph's images are turned, but computes it first, in whatever layout
+    it finds (torch 2.13 and 2.14): a gradient through a group norm was computed by channels and
+    then copied.
+    """
+    own: Callable[..., Any] | None = _torch.constrain_conv_bwd_to_fx_strides
+    if own is None or hasattr(own, _MENDED):
+        return
+
+    @wraps(own)
+    def turned(node: Any, *args: Any, **kwargs: Any) -> Any:
+        if planned() and _torch.V.graph.layout_opt and len(args[0].get_size()) == 4:
+            turn = _torch.ExternKernel.require_channels_last
+            args = (*map(turn, args[:2]), *args[2:])
+        return own(node, *args, **kwargs)
+
+    _torch.add_layout_constraint(torch.ops.aten.convolution_backward.default, turned)
+    setattr(own, _MENDED, True)
 
 
 def _keep_renames(own: Callable[..., None], node: Any, *args: Any, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ from torch import fx
 from recut.partitioners.evaluator import Timeline
 from recut.partitioners.problem import Problem
 from recut.passes import _torch, costs
-from recut.passes.buffers import Groups, buffer_lives, live_bytes
+from recut.passes.buffers import Groups, Life, buffer_lives, live_bytes
 from recut.passes.capture import Capture
 from recut.passes.rewrite import Emission
 
@@ -180,9 +180,33 @@ class Observation:
 _NEAR = 0.75
 
 
-def observe(
-    scheduler: Any, lives: Sequence[Any], promised: Expectation, groups: Groups
-) -> Observation:
+@dataclass(frozen=True)
+class Held:
+    """What the kernels of a graph hold, once their code is generated.
+
+    Attributes:
+        found: how long each buffer is in memory.
+        places: for each kernel the place in the plan's order of the op that it ends with.
+        workspace: bytes that each allocates beside Inductor's buffers, if it is a library call.
+        apart: bytes that each holds if it is called by itself.
+        together: bytes that it holds as a part of its function.
+        behind: bytes that are in memory behind the last one.
+    """
+
+    found: dict[str, Life]
+    places: list[int]
+    workspace: list[int]
+    apart: list[int]
+    together: list[int]
+    behind: int
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that are in memory while a kernel runs or behind the last one."""
+        return max([0, *self.apart, *self.together, self.behind])
+
+
+def held_by(scheduler: Any, lives: Sequence[Any], promised: Expectation, groups: Groups) -> Held:
     """Return what the kernels of a scheduler hold, after it has generated their code.
 
     Args:
@@ -191,30 +215,48 @@ def observe(
         promised: what the plan counts for this graph.
         groups: which kernels were generated as one function.
     """
-    excess: dict[int, int] = {}
-    peak = 0
-    place = 0
+    nodes = scheduler.nodes
+    places: list[int] = []
+    workspace: list[int] = []
+    for node in nodes:
+        ends = [promised.moments[o] for o in _origins(node) if o in promised.moments]
+        places.append(max(ends, default=places[-1] if places else 0))
+        # A kernel that turns what a library call reads counts among what stands for that call.
+        calls = [promised.workspace[p] for p in ends if node.is_extern()]
+        workspace.append(max(calls, default=0))
     found = buffer_lives(scheduler, lives, promised.inputs)
     over = _torch.V.graph.wrapper_code.reuses
-    *live, behind = live_bytes(found, len(scheduler.nodes), promised.held, over)
-    together = live_bytes(found, len(scheduler.nodes), promised.held, over, groups.span)
-    for node, buffers in zip(scheduler.nodes, live, strict=True):
-        places = [promised.moments[o] for o in _origins(node) if o in promised.moments]
-        place = max(places, default=place)
-        size = buffers + max((promised.workspace[p] for p in places), default=0)
-        peak = max(peak, size)
-        if promised.ops and promised.limit is not None and size > _NEAR * promised.limit:
-            op = promised.ops[place]
-            excess[op] = max(excess.get(op, 0), size - promised.live[place])
-    peak = max([peak, *together])
-    # Behind the last kernel everything returned is alive, and the copy of one gradient.
-    size = behind + promised.copied
-    peak = max(peak, size)
-    if promised.ops and promised.limit is not None and size > promised.limit:
-        op = promised.ops[-1]
-        excess[op] = max(excess.get(op, 0), size - promised.live[-1])
+    *apart, behind = live_bytes(found, len(nodes), promised.held, over)
+    together = live_bytes(found, len(nodes), promised.held, over, groups.span)
+    return Held(
+        found,
+        places,
+        workspace,
+        [a + w for a, w in zip(apart, workspace, strict=True)],
+        [t + w for t, w in zip(together, workspace, strict=False)],
+        # Behind the last kernel everything returned is alive, and the copy of one gradient.
+        behind + promised.copied,
+    )
+
+
+def observe(held: Held, promised: Expectation) -> Observation:
+    """Return what the kernels hold beyond what the plan counts, by op.
+
+    Args:
+        held: what the kernels hold.
+        promised: what the plan counts for this graph.
+    """
+    excess: dict[int, int] = {}
+    if promised.ops and promised.limit is not None:
+        for place, size in zip(held.places, held.apart, strict=True):
+            if size > _NEAR * promised.limit:
+                op = promised.ops[place]
+                excess[op] = max(excess.get(op, 0), size - promised.live[place])
+        if held.behind > promised.limit:
+            op = promised.ops[-1]
+            excess[op] = max(excess.get(op, 0), held.behind - promised.live[-1])
     beyond = {op: x for op, x in excess.items() if x > 0}
-    return Observation(promised.digest, peak, promised.limit, beyond)
+    return Observation(promised.digest, held.peak, promised.limit, beyond)
 
 
 def _origins(node: Any) -> set[str]:

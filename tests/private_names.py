@@ -49,10 +49,11 @@ EVERYWHERE = {
     "torch._inductor.codegen.cpp.OuterLoopFusedSchedulerNode": (
         "check_outer_fusion_loop_level_attr",
     ),
+    "torch._inductor.codegen.wrapper": ("AllocateLine",),
+    "torch._inductor.codegen.wrapper.AllocateLine": ("should_reuse_buffer",),
     "torch._inductor.compile_fx": ("compile_fx", "compile_fx_inner"),
     "torch._inductor.config": (
         "_post_fusion_custom_pass",
-        "allow_buffer_reuse",
         "custom_partitioner_fn",
         "force_layout_optimization",
         "fx_graph_cache",
@@ -65,7 +66,9 @@ EVERYWHERE = {
     "torch._inductor.graph": ("GraphLowering",),
     "torch._inductor.graph.GraphLowering": ("decide_layout_opt", "get_output_names"),
     "torch._inductor.inductor_prims": ("force_stride_order",),
-    "torch._inductor.ir": ("FixedLayout",),
+    "torch._inductor.ir": ("ExternKernel", "FixedLayout"),
+    "torch._inductor.ir.ExternKernel": ("require_channels_last",),
+    "torch._inductor.lowering": ("add_layout_constraint",),
     "torch._inductor.memory": (
         "assign_memory_planning_info_for_scheduler_buffers",
         "compute_memory_timeline",
@@ -96,6 +99,7 @@ EVERYWHERE = {
 SOMEWHERE = {
     "torch._functorch._aot_autograd.graph_compile.is_opaque_node": ((2, 12), NEWEST),
     "torch._inductor.custom_graph_pass.CustomSchedulerPass": ((2, 13), NEWEST),
+    "torch._inductor.kernel.conv.constrain_conv_bwd_to_fx_strides": ((2, 13), NEWEST),
     "torch._library.fake_class_registry.FakeScriptObject": (OLDEST, NEWEST),  # used on 2.11 only
     "torch.fx.experimental.symbolic_shapes.optimization_hint": ((2, 12), NEWEST),
     "torch.fx.experimental.symbolic_shapes.size_hint": (OLDEST, (2, 11)),
