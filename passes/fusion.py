@@ -185,13 +185,13 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
         def generate_and_observe() -> None:
             lives = lives_of(scheduler)
             found = buffer_lives(scheduler, lives, promised.inputs)
-            limit = max(promised.live, default=0)
-            groups = grouped(scheduler.nodes, found, promised.held, limit)
+            groups = grouped(scheduler.nodes, found, promised.held, promised.room)
             run_apart(scheduler.nodes, groups.ends)
             generate()
             copy_where_kept(self.donated)
             held = held_by(scheduler, lives, promised, groups)
-            open_pool(Pool(held.found, groups, held.together, held.peak))
+            room = min(held.peak, promised.room)
+            open_pool(Pool(held.found, groups, held.together, room))
             listener(observe(held, promised))
 
         scheduler.codegen = generate_and_observe

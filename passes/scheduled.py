@@ -43,6 +43,7 @@ class Expectation:
         copied: bytes of the largest gradient that autograd copies behind the graph's last kernel.
         channels_last: convolutions are counted with channels-last images, whose layout Inductor
             would choose anew for a graph that has none but their gradients.
+        any_size: what the plan counts is a formula of sizes that may change.
     """
 
     digest: str
@@ -55,6 +56,12 @@ class Expectation:
     limit: int | None
     copied: int
     channels_last: bool
+    any_size: bool
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be in memory for speed's sake; -1 where that is not known at all sizes."""
+        return -1 if self.any_size else max(self.live, default=0)
 
 
 def expectations(
@@ -97,6 +104,7 @@ def expectations(
             limit=limit,
             copied=copied,
             channels_last=turned,
+            any_size=bool(problem.sizes),
         )
 
     returned, copied = _returned(problem), _copied(captured, emission)

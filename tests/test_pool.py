@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -14,6 +15,7 @@ import recut
 from benchmarks import measure
 from recut.passes.buffers import Groups, Life, live_bytes
 from recut.passes.pool import Pool
+from recut.passes.scheduled import Expectation
 
 
 def apart(count):
@@ -69,6 +71,17 @@ def test_kernels_of_one_function_are_called_together():
     together = Groups((), (0, 1, 1, 1, 4, 5), (0, 3, 3, 3, 4, 5))
     assert not pool_of({**FOUND, "b": Life(3, 5, 10, 10)}, 6, 1000, together).lend("a", "b")
     assert pool_of(FOUND, 6, 40, together).lend("a", "b")
+
+
+def test_where_sizes_may_change_a_buffer_changes_hands_at_once_or_not_at_all():
+    promised = Expectation(
+        "", {}, (), (5, 9), (), {}, 0, None, 0, channels_last=False, any_size=True
+    )
+    assert replace(promised, any_size=False).room == 9
+    assert replace(promised, any_size=False, live=()).room == 0
+    at_once = {"a": Life(0, 1, 10, 10), "b": Life(2, 3, 10, 10)}
+    assert pool_of(at_once, 4, promised.room).lend("a", "b")
+    assert not pool_of(FOUND, 6, promised.room).lend("a", "b")
 
 
 def test_no_moment_ever_holds_more_than_the_limit():
