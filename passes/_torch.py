@@ -105,14 +105,8 @@ from torch._inductor.virtualized import V  # isort: skip
 # base of calls into libraries, by whose ``require_channels_last`` a buffer gets that layout (2.0).
 from torch._inductor.ir import ExternKernel, FixedLayout  # isort: skip
 
-# What a library call asks of its arguments' layout before it is lowered (since 2.0), and what the
-# backward of a convolution asks (since 2.13; nothing where images are turned to channels-last).
-from torch._inductor.lowering import add_layout_constraint  # isort: skip
-
-try:
-    from torch._inductor.kernel.conv import constrain_conv_bwd_to_fx_strides  # isort: skip
-except ImportError:  # torch 2.11 and 2.12, which ask for the strides of the graph in any case
-    constrain_conv_bwd_to_fx_strides = None  # type: ignore[assignment, unused-ignore]
+# What a call asks of its arguments' layout before it is lowered: says it, and sets it. Since 2.6.
+from torch._inductor.lowering import add_layout_constraint, maybe_layout_constraints  # isort: skip
 
 # The line of generated code that allocates a buffer, or takes one that waits for its next use where
 # ``should_reuse_buffer`` lets it (since 2.9).
@@ -233,7 +227,6 @@ __all__ = [
     "cleanup_recompute_tags",
     "compile_fx",
     "compute_memory_timeline",
-    "constrain_conv_bwd_to_fx_strides",
     "current_graph_task_id",
     "default_partition",
     "disable_current_modes",
@@ -257,6 +250,7 @@ __all__ = [
     "is_tangent",
     "make_graph_module",
     "mark_dynamic",
+    "maybe_layout_constraints",
     "must_be_in_backward",
     "must_recompute",
     "optimization_hint",

@@ -49,23 +49,30 @@ def _wrap(owner: Any, name: str, planned: Callable[[], bool], remedy: Callable[.
 def _turn_gradients_early(planned: Callable[[], bool]) -> None:
     """Have what the backward of a convolution reads computed as channels-last in the first place.
 
-    Inductor turns it where the graph's images are turned, but computes it first, in whatever layout
-    it finds (torch 2.13 and 2.14): a gradient through a group norm was computed by channels and
-    then copied.
+    Where the graph's images are turned, torch since 2.13 turns it, but computes it first, in
+    whatever layout it finds: a gradient through a group norm was computed by channels and then
+    copied. Before 2.13 the library itself copies what comes as the graph's strides say.
     """
-    own: Callable[..., Any] | None = _torch.constrain_conv_bwd_to_fx_strides
+    op = torch.ops.aten.convolution_backward.default
+    own: Callable[..., Any] | None = _torch.maybe_layout_constraints(op)
     if own is None or hasattr(own, _MENDED):
         return
 
     @wraps(own)
     def turned(node: Any, *args: Any, **kwargs: Any) -> Any:
-        if planned() and _torch.V.graph.layout_opt and len(args[0].get_size()) == 4:
-            turn = _torch.ExternKernel.require_channels_last
-            args = (*map(turn, args[:2]), *args[2:])
-        return own(node, *args, **kwargs)
+        if not (planned() and _torch.V.graph.layout_opt and len(args[0].get_size()) == 4):
+            return own(node, *args, **kwargs)
+        gradient, image, weight, *rest = args
+        turn = _torch.ExternKernel.require_channels_last
+        of_image, of_weight, _ = node.args[-1]  # which gradients are asked for
+        if of_weight:
+            image = turn(image)
+        if of_image:
+            weight = turn(weight)
+        return (turn(gradient), image, weight, *rest), kwargs
 
-    _torch.add_layout_constraint(torch.ops.aten.convolution_backward.default, turned)
-    setattr(own, _MENDED, True)
+    setattr(turned, _MENDED, True)
+    _torch.add_layout_constraint(op, turned)
 
 
 def _keep_renames(own: Callable[..., None], node: Any, *args: Any, **kwargs: Any) -> None:

@@ -68,7 +68,7 @@ EVERYWHERE = {
     "torch._inductor.inductor_prims": ("force_stride_order",),
     "torch._inductor.ir": ("ExternKernel", "FixedLayout"),
     "torch._inductor.ir.ExternKernel": ("require_channels_last",),
-    "torch._inductor.lowering": ("add_layout_constraint",),
+    "torch._inductor.lowering": ("add_layout_constraint", "maybe_layout_constraints"),
     "torch._inductor.memory": (
         "assign_memory_planning_info_for_scheduler_buffers",
         "compute_memory_timeline",
@@ -99,7 +99,6 @@ EVERYWHERE = {
 SOMEWHERE = {
     "torch._functorch._aot_autograd.graph_compile.is_opaque_node": ((2, 12), NEWEST),
     "torch._inductor.custom_graph_pass.CustomSchedulerPass": ((2, 13), NEWEST),
-    "torch._inductor.kernel.conv.constrain_conv_bwd_to_fx_strides": ((2, 13), NEWEST),
     "torch._library.fake_class_registry.FakeScriptObject": (OLDEST, NEWEST),  # used on 2.11 only
     "torch.fx.experimental.symbolic_shapes.optimization_hint": ((2, 12), NEWEST),
     "torch.fx.experimental.symbolic_shapes.size_hint": (OLDEST, (2, 11)),
