@@ -195,15 +195,13 @@ class Held:
     Attributes:
         found: how long each buffer is in memory.
         places: for each kernel the place in the plan's order of the op that it ends with.
-        workspace: bytes that each allocates beside Inductor's buffers, if it is a library call.
-        apart: bytes that each holds if it is called by itself.
+        apart: bytes that each holds if it is called by itself, a library call's workspace included.
         together: bytes that it holds as a part of its function.
         behind: bytes that are in memory behind the last one.
     """
 
     found: dict[str, Life]
     places: list[int]
-    workspace: list[int]
     apart: list[int]
     together: list[int]
     behind: int
@@ -235,13 +233,12 @@ def held_by(scheduler: Any, lives: Sequence[Any], promised: Expectation, groups:
     found = buffer_lives(scheduler, lives, promised.inputs)
     over = _torch.V.graph.wrapper_code.reuses
     *apart, behind = live_bytes(found, len(nodes), promised.held, over)
-    together = live_bytes(found, len(nodes), promised.held, over, groups.span)
+    *together, _ = live_bytes(found, len(nodes), promised.held, over, groups.span)
     return Held(
         found,
         places,
-        workspace,
         [a + w for a, w in zip(apart, workspace, strict=True)],
-        [t + w for t, w in zip(together, workspace, strict=False)],
+        [t + w for t, w in zip(together, workspace, strict=True)],
         # Behind the last kernel everything returned is alive, and the copy of one gradient.
         behind + promised.copied,
     )
