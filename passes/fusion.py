@@ -20,7 +20,7 @@ from recut.passes import _torch
 from recut.passes.buffers import buffer_lives, grouped, lives_of
 from recut.passes.donation import copy_where_kept, donated
 from recut.passes.mending import mend_inductor
-from recut.passes.pool import Pool, open_pool
+from recut.passes.pool import open_pool
 from recut.passes.scheduled import Expectation, Observation, held_by, observe
 from recut.passes.summing import sum_in_place
 
@@ -191,7 +191,7 @@ class PlannedOrder(_torch.CustomSchedulerPass):  # type: ignore[misc, unused-ign
             copy_where_kept(self.donated)
             held = held_by(scheduler, lives, promised, groups)
             room = min(held.peak, promised.room)
-            open_pool(Pool(held.found, groups, held.together, room))
+            open_pool(held.found, groups, held.together, room)
             listener(observe(held, promised))
 
         scheduler.codegen = generate_and_observe

@@ -22,7 +22,6 @@ _MENDED = "recut.mended"
 def mend_inductor(planned: Callable[[], bool]) -> None:
     """Have graphs compiled without these defects wherever ``planned()`` holds; others are left."""
     _wrap(_torch.AllocateLine, "should_reuse_buffer", planned, lend)
-    _turn_gradients_early(planned)
     _wrap(_torch.SchedulerNode, "recompute_size_and_body", planned, _keep_renames)
     _wrap(
         _torch.OuterLoopFusedSchedulerNode,
@@ -30,49 +29,52 @@ def mend_inductor(planned: Callable[[], bool]) -> None:
         planned,
         _keep_rows_apart,
     )
+    gradients = torch.ops.aten.convolution_backward.default
+    own = _torch.maybe_layout_constraints(gradients)
+    if own is not None and not hasattr(own, _MENDED):
+        _torch.add_layout_constraint(gradients, _mended(own, planned, _turn_early))
 
 
 def _wrap(owner: Any, name: str, planned: Callable[[], bool], remedy: Callable[..., Any]) -> None:
     """Let ``remedy(own, *arguments)`` stand for a method while ``planned()`` holds, once."""
     own = getattr(owner, name)
-    if hasattr(own, _MENDED):
-        return
+    if not hasattr(own, _MENDED):
+        setattr(owner, name, _mended(own, planned, remedy))
+
+
+def _mended(
+    own: Callable[..., Any], planned: Callable[[], bool], remedy: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return a function that is ``remedy(own, *arguments)`` while ``planned()`` holds."""
 
     @wraps(own)
     def mended(*args: Any, **kwargs: Any) -> Any:
         return remedy(own, *args, **kwargs) if planned() else own(*args, **kwargs)
 
     setattr(mended, _MENDED, True)
-    setattr(owner, name, mended)
+    return mended
 
 
-def _turn_gradients_early(planned: Callable[[], bool]) -> None:
+def _turn_early(
+    own: Callable[..., Any], node: Any, *args: Any, **kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Have what the backward of a convolution reads computed as channels-last in the first place.
 
     Where the graph's images are turned, torch since 2.13 turns it, but computes it first, in
     whatever layout it finds: a gradient through a group norm was computed by channels and then
     copied. Before 2.13 the library itself copies what comes as the graph's strides say.
     """
-    op = torch.ops.aten.convolution_backward.default
-    own: Callable[..., Any] | None = _torch.maybe_layout_constraints(op)
-    if own is None or hasattr(own, _MENDED):
-        return
-
-    @wraps(own)
-    def turned(node: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (planned() and _torch.V.graph.layout_opt and len(args[0].get_size()) == 4):
-            return own(node, *args, **kwargs)
-        gradient, image, weight, *rest = args
-        turn = _torch.ExternKernel.require_channels_last
-        of_image, of_weight, _ = node.args[-1]  # which gradients are asked for
-        if of_weight:
-            image = turn(image)
-        if of_image:
-            weight = turn(weight)
-        return (turn(gradient), image, weight, *rest), kwargs
-
-    setattr(turned, _MENDED, True)
-    _torch.add_layout_constraint(op, turned)
+    if not _torch.V.graph.layout_opt or len(args[0].get_size()) != 4:
+        asked: tuple[tuple[Any, ...], dict[str, Any]] = own(node, *args, **kwargs)
+        return asked
+    gradient, image, weight, *rest = args
+    turn = _torch.ExternKernel.require_channels_last
+    of_image, of_weight, _ = node.args[-1]  # which gradients are asked for
+    if of_weight:
+        image = turn(image)
+    if of_image:
+        weight = turn(weight)
+    return (turn(gradient), image, weight, *rest), kwargs
 
 
 def _keep_renames(own: Callable[..., None], node: Any, *args: Any, **kwargs: Any) -> None:

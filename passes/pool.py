@@ -9,7 +9,7 @@ kernel on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,22 @@ class Pool:
         groups: which kernels are called together.
         held: bytes that are in memory while each kernel runs.
         limit: bytes that may be.
+        over: buffers that were written over, whose memory lives on by another name.
     """
 
     def __init__(
-        self, found: Mapping[str, Life], groups: Groups, held: Sequence[int], limit: int
+        self,
+        found: Mapping[str, Life],
+        groups: Groups,
+        held: Sequence[int],
+        limit: int,
+        over: Collection[str] = (),
     ) -> None:
         self._found = found
         self._groups = groups
         self._held = np.array(held, dtype=np.int64)
         self._limit = limit
+        self._over = frozenset(over)
 
     def lend(self, freed: str, wanted: str) -> bool:
         """Return whether a buffer's memory may wait to become another buffer's, and count it if so.
@@ -46,8 +53,10 @@ class Pool:
             wanted: the one that is allocated later, of the same size.
         """
         before, after = self._found.get(freed), self._found.get(wanted)
-        if before is None or after is None or not before.freed or before.end >= len(self._held):
+        if before is None or after is None or freed in self._over:
             return False
+        if not before.freed or before.end >= len(self._held):
+            return False  # it has no memory of its own, or is returned
         waiting = slice(self._groups.span(before.end)[1] + 1, self._groups.span(after.start)[0])
         if waiting.start > waiting.stop:
             return False  # by the count it is still in use
@@ -58,9 +67,10 @@ class Pool:
         return True
 
 
-def open_pool(pool: Pool) -> None:
-    """Let ``pool`` decide for the graph whose code Inductor is generating."""
-    setattr(_torch.V.graph.wrapper_code, _POOL, pool)
+def open_pool(found: Mapping[str, Life], groups: Groups, held: Sequence[int], limit: int) -> None:
+    """Let a :class:`Pool` decide for the graph whose kernels Inductor has generated."""
+    wrapper: Any = _torch.V.graph.wrapper_code
+    setattr(wrapper, _POOL, Pool(found, groups, held, limit, wrapper.reuses.values()))
 
 
 def lend(_: Callable[..., bool], line: Any, free: Any, __: int) -> bool:
@@ -69,11 +79,8 @@ def lend(_: Callable[..., bool], line: Any, free: Any, __: int) -> bool:
     A graph without a pool (a subgraph of a condition or a loop) lets nothing wait.
     """
     pool: Pool | None = getattr(line.wrapper, _POOL, None)
-    freed = free.node.get_name()
     return (
         pool is not None
         and free.scheduler_node_index < line.scheduler_node_index
-        # What was written over lives on by another name.
-        and freed not in line.wrapper.reuses.values()
-        and pool.lend(freed, line.node.get_name())
+        and pool.lend(free.node.get_name(), line.node.get_name())
     )

@@ -67,6 +67,12 @@ def test_what_is_in_use_unknown_or_without_memory_is_not_lent(freed, wanted):
     assert not pool_of(found, 6, 1000).lend(freed, wanted)
 
 
+def test_what_was_written_over_lives_on_by_another_name():
+    held = live_bytes(FOUND, 6, 0, {})[:6]
+    assert not Pool(FOUND, apart(6), held, 1000, over=["a"]).lend("a", "b")
+    assert Pool(FOUND, apart(6), held, 1000, over=["b"]).lend("a", "b")
+
+
 def test_kernels_of_one_function_are_called_together():
     together = Groups((), (0, 1, 1, 1, 4, 5), (0, 3, 3, 3, 4, 5))
     assert not pool_of({**FOUND, "b": Life(3, 5, 10, 10)}, 6, 1000, together).lend("a", "b")
