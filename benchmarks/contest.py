@@ -36,9 +36,10 @@ Caught = TypeVar("Caught", bound=Exception)
 class Row:
     """What one contestant was asked and what it did; bytes and seconds, None where unknown.
 
-    ``ratio`` and ``seconds`` come from one race with stock; ``predicted_seconds`` is recut's own
-    expectation of the step, ``kernels`` its count of what the generated code holds.  ``error`` is
-    ``measure.max_error`` of the gradients against the model's reference.
+    ``ratio`` and ``seconds`` come from one race with stock, as medians; ``least`` is the fastest
+    round's seconds and ``least_ratio`` that over stock's fastest; ``predicted_seconds`` is recut's
+    own expectation of the step, ``kernels`` its count of what the generated code holds.  ``error``
+    is ``measure.max_error`` of the gradients against the model's reference.
     """
 
     label: str
@@ -55,6 +56,8 @@ class Row:
     floor: int | None = None
     failure: str | None = None
     kernels: int | None = None
+    least: float | None = None
+    least_ratio: float | None = None
 
     @property
     def within(self) -> bool | None:
@@ -113,7 +116,7 @@ def run_model(spec: ModelSpec, rounds: int, progress: Progress = lambda _: None)
     block = next(row for row in fixed if row.kind == "block")
     asks = _recut_asks(stock.row, block)
     raced = [row for i in range(0, len(asks), GROUP) for row in contest(asks[i : i + GROUP], [])]
-    stock_row = replace(stock.row, ratio=1.0, seconds=_stock_seconds(fixed))
+    stock_row = replace(stock.row, ratio=1.0, seconds=_stock_seconds(fixed), least_ratio=1.0)
     rows = (fixed[0], stock_row, *fixed[1:], *raced)
     note = "stock at the same seed" if spec.random else "eager"
     return Result(spec.name, spec.note, note, sum(partition), rounds, rows)
@@ -168,7 +171,14 @@ def timed(entry: Entry, times: Mapping[str, measure.Times]) -> Row:
     if entry.run is None:
         return entry.row
     taken = times[entry.row.label]
-    return replace(entry.row, seconds=taken.median, ratio=taken.ratio)
+    stock = next(iter(times.values()))
+    return replace(
+        entry.row,
+        seconds=taken.median,
+        ratio=taken.ratio,
+        least=taken.least,
+        least_ratio=taken.least / stock.least,
+    )
 
 
 def _enter(

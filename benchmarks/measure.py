@@ -24,11 +24,20 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each round of one contestant; ``ratio`` is its median over the first one's."""
+    """Seconds of each round of one contestant; ``ratio`` is its median over the first one's.
+
+    ``least`` is its fastest round: a neighbour on the machine slows whole seconds down by a
+    quarter, and a median of few rounds says as much of the neighbour as of the contestant.
+    """
 
     seconds: tuple[float, ...]
     median: float
     ratio: float
+
+    @property
+    def least(self) -> float:
+        """Seconds of the fastest round."""
+        return min(self.seconds)
 
 
 def step(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:

@@ -1,9 +1,10 @@
 """Step times to a few per cent: ``python -m benchmarks.repeats --models gpt12,gpt16``.
 
-Two instances of one compiled step differ by up to 5 % within a process, for as long as it lives:
-more rounds tell no more. So one race is run in several processes, each of which compiles its
-contestants in another order, and the median over the processes counts. Stock Inductor races as two
-instances, and everything is compared with their mean.
+A machine that is shared runs a step a fifth slower for seconds or minutes, whatever its own load:
+then two instances of one compiled step differ by as much in their medians, and what a plan adds is
+lost in that. So one race is run in several processes, each of which compiles its contestants in
+another order, and beside the medians stands what the fastest round of all took: no neighbour makes
+a step faster than it is. Stock Inductor races as two instances, which shows what is noise.
 
 A process that has raced is not run again: the command goes on where its record stands.
 """
@@ -73,47 +74,50 @@ def race(spec: ModelSpec, turn: int, rounds: int) -> list[Row]:
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the step of each contestant of one process over the mean of stock's instances."""
+    """Return the median step of each contestant of one process over the mean of stock's two."""
     seconds = {row.label: row.seconds for row in rows if row.seconds is not None}
     stock = statistics.mean(seconds[label] for label in STOCK)
     return {label: spent / stock for label, spent in seconds.items()}
 
 
-def shares(found: Mapping[str, float]) -> dict[str, float]:
-    """Return what contestants add to a step, as shares of what per-block checkpoint adds.
-
-    Args:
-        found: by contestant its step over stock's, in one process.
-    """
-    if BLOCK not in found:
-        return {}
-    return {label: (ratio - 1.0) / (found[BLOCK] - 1.0) for label, ratio in found.items()}
+def fastest(processes: Sequence[Sequence[Row]]) -> dict[str, float]:
+    """Return the fastest round of each contestant in all processes over stock's fastest."""
+    found: dict[str, float] = {}
+    for row in (row for rows in processes for row in rows if row.least is not None):
+        found[row.label] = min(row.least, found.get(row.label, row.least))
+    stock = min(found[label] for label in STOCK)
+    return {label: spent / stock for label, spent in found.items()}
 
 
 def section(spec: ModelSpec, processes: Sequence[Sequence[Row]], made: Mapping[str, str]) -> str:
     """Return the table of one model: medians over processes, with the least and the most."""
     lines = [
-        "| contestant | asked MiB | measured MiB | step / stock | of per block's added time |",
-        "| --- | --: | --: | --: | --: |",
+        "| contestant | asked MiB | measured MiB | step / stock | fastest rounds | added, of per "
+        "block's |",
+        "| --- | --: | --: | --: | --: | --: |",
     ]
     steps = [ratios(rows) for rows in processes]
-    added = [shares(found) for found in steps]
+    best = fastest(processes)
     every = {row.label: row for rows in reversed(processes) for row in rows}
     order = [STOCK[0], STOCK[1], BLOCK, *(row.label for row in budgets(0, 0))]
     for row in (every[label] for label in order if label in every):
         peaks = [r.measured for rows in processes for r in rows if r.label == row.label]
-        cells = [
-            row.label,
-            _mib(row.asked),
-            row.failure or _mib(max((p for p in peaks if p is not None), default=None)),
-            _spread([found[row.label] for found in steps if row.label in found], 3),
-            _spread([found[row.label] for found in added if row.label in found], 2),
-        ]
+        cells = [row.label, _mib(row.asked)]
+        if row.failure:
+            cells += [row.failure, "", "", ""]
+        else:
+            added = (best[row.label] - 1.0) / (best[BLOCK] - 1.0) if BLOCK in best else None
+            cells += [
+                _mib(max(p for p in peaks if p is not None)),
+                _spread([found[row.label] for found in steps]),
+                f"{best[row.label]:.3f}",
+                "" if added is None else f"{added:.2f}",
+            ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n\n".join(
         (
             f"## {spec.name}: {spec.note}",
-            f"Medians of {len(processes)} processes, with the least and the most.",
+            f"{len(processes)} processes.",
             "\n".join(lines),
             f"{made['date']}, torch {made['torch']}, Python {made['python']}, {made['device']}: "
             f"`{made['command']}`",
@@ -125,9 +129,12 @@ def markdown(folder: Path) -> str:
     """Return the tables of every record in ``folder``, in the order of ``MODELS``."""
     parts = [
         "# Races in several processes",
-        "Each process compiles every contestant anew and races them side by side; a step is its "
-        "median over the mean of two instances of stock Inductor in the same process, and its peak "
-        "the most bytes that one forward and backward hold at once.",
+        "Each process compiles every contestant anew and races them side by side. Step: the median "
+        "of its rounds over the mean of two instances of stock Inductor in the same process; of "
+        "several processes the median, with the least and the most. Fastest rounds: the fastest of "
+        "all processes over stock's fastest, and what that adds to a step as a share of what "
+        "per-block checkpoint adds. Peak: the most bytes that one forward and backward hold at "
+        "once.",
     ]
     for name, spec in MODELS.items():
         path = _file(folder, name)
@@ -147,20 +154,17 @@ def _mib(value: int | None) -> str:
     return "" if value is None else f"{value / 2**20:.1f}"
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _spread(values: Sequence[float]) -> str:
     """Return a median with the range around it."""
-    if not values:
-        return ""
-    median, least, most = (f(values) for f in (statistics.median, min, max))
-    return f"{median:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the processes that a record lacks, keep each as it comes, and write the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.repeats", description=__doc__)
     parser.add_argument("--models", type=names_of, required=True, help=f"of {','.join(MODELS)}")
-    parser.add_argument("--processes", type=int, default=7, help="races of a model (default 7)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of a race (default 7)")
+    parser.add_argument("--processes", type=int, default=3, help="races of a model (default 3)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of a race (default 9)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--turn", type=int, help="race here, once, and print the rows as JSON")
     options = parser.parse_args(arguments)

@@ -36,6 +36,7 @@ HEADER = (
     "measured MiB",
     "within",
     "step / stock",
+    "fastest rounds",
     "added ms",
     "planned ms",
     "gradient error",
@@ -131,8 +132,9 @@ def markdown(folder: Path) -> str:
     parts = [
         "# Benchmarks",
         "Peak: the most bytes one forward and backward hold at once beyond what was alive before. "
-        "Step: the median over stock Inductor's in the same race of alternating steps; times taken "
-        "on a shared machine carry its noise, peaks repeat to the byte. Gradient error: the "
+        "Step: the median over stock Inductor's in the same race of alternating steps, and the "
+        "fastest round over stock's fastest; times taken on a shared machine carry its noise, "
+        "peaks repeat to the byte. Gradient error: the "
         "largest difference of an entry over the largest entry of that parameter's gradient. "
         "Percentages are of stock's measured peak; `recut 1.0` is the fastest plan.",
     ]
@@ -200,6 +202,7 @@ def cells(row: Row, stock: Row) -> list[str]:
         _mib(row.measured),
         {None: "", True: "yes", False: "**no**"}[row.within],
         "" if row.ratio is None else f"{row.ratio:.3f}",
+        "" if row.least_ratio is None else f"{row.least_ratio:.3f}",
         "" if added is None else f"{added * 1e3:+.1f}",
         "" if row.planned_added_seconds is None else f"{row.planned_added_seconds * 1e3:.1f}",
         "" if row.error is None else f"{row.error:.1e}",

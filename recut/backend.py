@@ -144,7 +144,8 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         tried = dict(before.tried) if before else {}
         if attempt.trial:
             tried[attempt.trial] = seen.peak
-        else:
+        # A trial without what was observed before says nothing of what that missed.
+        if attempt.trial != "plain" or not observed:
             for op, size in seen.excess.items():
                 observed[op] = observed.get(op, 0) + size
         promised = not (last and report.asked.kind == "fraction")

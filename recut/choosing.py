@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import fx
@@ -33,6 +34,10 @@ _FLOOR_FILL = 1.005
 # What torch's annotation means by 0: as little memory as can be.
 _LEAST = 1e-6
 
+# A floor plan whose kernels decide about a budget: made with what was observed of kernels before,
+# or without, since that holds for the plans that it was observed of, and others may do better.
+Trial = Literal["observed", "plain"]
+
 
 @dataclass(frozen=True)
 class Experience:
@@ -47,7 +52,7 @@ class Experience:
 
     budget: int
     observed: Mapping[int, int]
-    tried: Mapping[str, int] = field(default_factory=dict)
+    tried: Mapping[Trial, int] = field(default_factory=dict)
     promised: bool = True
 
 
@@ -60,14 +65,14 @@ class Choice:
         plan: the plan; its peak lies over the budget where that is a fraction below the floor.
         captured: what it plans: the graph with what was observed of it, or without.
         planner: who made it.
-        trial: it is a floor plan, tried although its count is over the budget; which one.
+        trial: it is a floor plan, tried although its count is over the budget; which one, or None.
     """
 
     budget: int
     plan: Plan
     captured: Capture
     planner: Planner
-    trial: str = ""
+    trial: Trial | None = None
 
     @property
     def clamped(self) -> bool:
@@ -102,11 +107,11 @@ def choose(
         return Choice(budget, plan_under(settings, planner, budget), observed, planner)
     except InfeasibleBudget as error:
         tried = known.tried if known else {}
-        trials = {"observed": (observed, planner)}
-        # What was observed holds for the plans that it was observed of; others may do better.
+        trials: dict[Trial, tuple[Capture, Planner]] = {}
         if observed.problem is not captured.problem:
-            plain = Planner(captured.problem, machine, settings.solver_seconds)
-            trials["plain"] = (captured, plain)
+            trials["observed"] = (observed, planner)
+            planner = Planner(captured.problem, machine, settings.solver_seconds)
+        trials["plain"] = (captured, planner)
         # A count errs, in both directions: before a budget is refused, and a floor named, the
         # floor plan's kernels are asked. Without Inductor there are none that could tell.
         compiled = captured.problem.compiler == "inductor"
@@ -186,4 +191,13 @@ def free_bytes(joint: fx.GraphModule) -> Callable[[], int]:
     return free
 
 
-__all__ = ["Choice", "Experience", "choose", "free_bytes", "limit_of", "plan_under", "tightened"]
+__all__ = [
+    "Choice",
+    "Experience",
+    "Trial",
+    "choose",
+    "free_bytes",
+    "limit_of",
+    "plan_under",
+    "tightened",
+]

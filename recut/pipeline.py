@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from recut.channels import tell
-from recut.choosing import Experience, choose, free_bytes, limit_of, tightened
+from recut.choosing import Experience, Trial, choose, free_bytes, limit_of, tightened
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
 from recut.partitioners.evaluator import evaluate
@@ -94,7 +94,8 @@ class Partitioned:
         report: what was planned.
         budget: bytes that were asked for; ``report.budget`` is the floor where they lie under it.
         clamped: the budget lies under the floor, and the floor plan was taken.
-        trial: it is a floor plan that is over the budget by its count, and whose kernels decide.
+        trial: it is a floor plan that is over the budget by its count, and whose kernels decide;
+            which one, or None.
         plan: the plan.
         dump: writes the dump of what a report tells, and returns its folder.
     """
@@ -105,7 +106,7 @@ class Partitioned:
     report: GraphReport | None = None
     budget: int = 0
     clamped: bool = False
-    trial: str = ""
+    trial: Trial | None = None
     plan: Plan | None = None
     dump: Callable[[GraphReport], Path | None] | None = None
 

@@ -20,7 +20,8 @@ def raced(scale):
         Row("stock Inductor again", "stock", measured=200 * 2**20, seconds=1.02),
     ]
     return [
-        row if row.seconds is None else replace(row, seconds=row.seconds * scale) for row in rows
+        replace(row, seconds=row.seconds * scale, least=row.seconds * scale) if row.seconds else row
+        for row in rows
     ]
 
 
@@ -29,10 +30,15 @@ def test_steps_are_compared_with_the_mean_of_both_instances_of_stock():
     assert found["stock Inductor"] == pytest.approx(0.98)
     assert found["recut 50% of stock"] == pytest.approx(1.05)
     assert "recut 0.9 x per block" not in found
-    added = repeats.shares(found)
-    assert added["recut 50% of stock"] == pytest.approx(0.25)
-    assert added["checkpoint per block"] == pytest.approx(1.0)
-    assert not repeats.shares({"stock Inductor": 1.0})  # a net without blocks
+
+
+def test_the_fastest_round_of_all_processes_counts():
+    slow, quick = raced(3.0), raced(1.0)
+    slow[2] = replace(slow[2], least=1.0)  # one round of it ran undisturbed
+    found = repeats.fastest([slow, quick])
+    assert found["stock Inductor"] == 1.0
+    assert found["recut 50% of stock"] == pytest.approx(1.0 / 0.98)
+    assert found["checkpoint per block"] == pytest.approx(1.2 / 0.98)
 
 
 def test_budgets_are_shares_of_measured_peaks():
@@ -59,7 +65,7 @@ def test_a_record_goes_on_and_its_table_says_medians_and_ranges(tmp_path, monkey
     assert turns == [("gpt12", 0, 3), ("gpt12", 1, 3), ("gpt12", 2, 3)]
     text = (tmp_path / "repeats.md").read_text()
     assert f"## gpt12: {MODELS['gpt12'].note}" in text
-    assert "Medians of 3 processes" in text
-    half = "| recut 50% of stock | 100.0 | 1.0 | 1.060 (1.050 to 1.070) | 0.30 (0.25 to 0.35) |"
-    assert half in text
-    assert f"| recut 0.9 x per block | 45.0 | {INFEASIBLE} |  |  |" in text
+    assert "3 processes" in text
+    step = "1.060 (1.050 to 1.070) | 1.071 | 0.32"
+    assert f"| recut 50% of stock | 100.0 | 1.0 | {step} |" in text
+    assert f"| recut 0.9 x per block | 45.0 | {INFEASIBLE} |  |  |  |" in text

@@ -154,6 +154,15 @@ def test_a_floor_that_kernels_exceed_is_not_called_feasible_twice(monkeypatch):
     assert len(budgets) > 1
 
 
+def test_a_refusal_names_no_higher_floor_than_a_fraction_gets(monkeypatch):
+    """What a floor plan's kernels hold beyond it is planned with before a budget is refused."""
+    hide_layout_copies(monkeypatch)
+    with floor_expected():
+        report = train("convolutions", "0.01")[-1]
+    assert report.attempts > 1
+    assert refused(1000) <= report.budget
+
+
 def test_attempts_at_a_fraction_end_with_the_best_that_is_known(monkeypatch):
     hide_layout_copies(monkeypatch)
     monkeypatch.setattr(recut.backend, "_ATTEMPTS", 2)
