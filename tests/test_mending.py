@@ -64,6 +64,11 @@ def test_rows_of_a_vector_do_not_share_a_buffer():
     _assert_as_eager(102, ROWS_OF_A_VECTOR, [5, 6, 8])
 
 
+@pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13),
+    reason="torch before 2.13 fails on this program: its C++ backend fuses loops that it cannot "
+    "make alike, and asserts that it has",
+)
 @pytest.mark.parametrize("budget", ["1.0", "0.01"])
 def test_random_numbers_are_drawn_in_eagers_order_of_memory(budget):
     with torch._inductor.config.patch(fallback_random=True):
