@@ -115,11 +115,13 @@ def test_under_inductor_fewer_functions_are_called_at_the_same_peak(monkeypatch)
 
     grads, calls, peak, report = run()
     assert peak <= report.scheduled_peak
-    with monkeypatch.context() as patch:
+    # No cache key knows of the patch.
+    with (
+        torch._inductor.config.patch(fx_graph_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+        monkeypatch.context() as patch,
+    ):
         patch.setattr("recut.passes.fusion.grouped", lambda nodes, *_: grouped(nodes, {}, 0, -1))
-        # No cache key knows of the patch.
-        patch.setattr(torch._inductor.config, "fx_graph_cache", False)
-        patch.setattr(torch._functorch.config, "enable_autograd_cache", False)
         alone, more, _, apart = run()
     assert calls < more
     assert report.scheduled_peak <= max(report.peak, apart.scheduled_peak)
