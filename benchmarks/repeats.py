@@ -26,7 +26,7 @@ from benchmarks import measure
 from benchmarks.contest import Entry, Row, ask, budget_of, enter_recut, take, timed
 from benchmarks.models import MODELS, ModelSpec
 from benchmarks.resume import Record
-from benchmarks.table import RESULTS, environment, names_of
+from benchmarks.table import RESULTS, environment, mib, names_of, origin
 from recut.files import write_atomic
 
 STOCK = ("stock Inductor", "stock Inductor again")
@@ -90,7 +90,7 @@ def fastest(processes: Sequence[Sequence[Row]]) -> dict[str, float]:
 
 
 def section(spec: ModelSpec, processes: Sequence[Sequence[Row]], made: Mapping[str, str]) -> str:
-    """Return the table of one model: medians over processes, with the least and the most."""
+    """Return the table of one model: medians over its processes, and the fastest rounds."""
     lines = [
         "| contestant | asked MiB | measured MiB | step / stock | fastest rounds | added, of per "
         "block's |",
@@ -102,13 +102,13 @@ def section(spec: ModelSpec, processes: Sequence[Sequence[Row]], made: Mapping[s
     order = [STOCK[0], STOCK[1], BLOCK, *(row.label for row in budgets(0, 0))]
     for row in (every[label] for label in order if label in every):
         peaks = [r.measured for rows in processes for r in rows if r.label == row.label]
-        cells = [row.label, _mib(row.asked)]
+        cells = [row.label, mib(row.asked)]
         if row.failure:
             cells += [row.failure, "", "", ""]
         else:
             added = (best[row.label] - 1.0) / (best[BLOCK] - 1.0) if BLOCK in best else None
             cells += [
-                _mib(max(p for p in peaks if p is not None)),
+                mib(max(p for p in peaks if p is not None)),
                 _spread([found[row.label] for found in steps]),
                 f"{best[row.label]:.3f}",
                 "" if added is None else f"{added:.2f}",
@@ -119,8 +119,7 @@ def section(spec: ModelSpec, processes: Sequence[Sequence[Row]], made: Mapping[s
             f"## {spec.name}: {spec.note}",
             f"{len(processes)} processes.",
             "\n".join(lines),
-            f"{made['date']}, torch {made['torch']}, Python {made['python']}, {made['device']}: "
-            f"`{made['command']}`",
+            origin(made),
         )
     )
 
@@ -148,10 +147,6 @@ def markdown(folder: Path) -> str:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"repeats_{name}.json"
-
-
-def _mib(value: int | None) -> str:
-    return "" if value is None else f"{value / 2**20:.1f}"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -12,6 +12,7 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -156,14 +157,18 @@ def _section(document: dict[str, Any]) -> list[str]:
         + (f", recut: {min(planning):.2f} to {max(planning):.2f} s." if planning else ".")
     )
     summary += times(rows)
-    origin = (
-        f"{measured['date']}, torch {measured['torch']}, Python {measured['python']}, "
-        f"{measured['device']}: `{measured['command']}`"
-    )
     lines = [_line(HEADER), _line(["---"] + ["--:"] * (len(HEADER) - 1))]
     lines += [_line(cells(row, stock)) for row in rows]
     title = f"## {document['model']}: {document['note']}"
-    return [title, summary, "\n".join(lines), origin]
+    return [title, summary, "\n".join(lines), origin(measured)]
+
+
+def origin(measured: Mapping[str, str]) -> str:
+    """What :func:`environment` tells, in words."""
+    return (
+        f"{measured['date']}, torch {measured['torch']}, Python {measured['python']}, "
+        f"{measured['device']}: `{measured['command']}`"
+    )
 
 
 def times(rows: list[Row]) -> str:
@@ -189,17 +194,17 @@ def times(rows: list[Row]) -> str:
 def cells(row: Row, stock: Row) -> list[str]:
     """One row of the table as text; a contestant that did not run says why instead."""
     if row.failure:
-        floor = "" if row.floor is None else f" (floor {_mib(row.floor)} MiB)"
+        floor = "" if row.floor is None else f" (floor {mib(row.floor)} MiB)"
         reason = row.failure.replace("|", "/") + floor
-        return [row.label, _mib(row.asked), "", reason, *[""] * (len(HEADER) - 4)]
+        return [row.label, mib(row.asked), "", reason, *[""] * (len(HEADER) - 4)]
     added = None
     if row.ratio is not None and stock.seconds is not None:
         added = (row.ratio - 1.0) * stock.seconds
     return [
         row.label,
-        _mib(row.asked),
-        _mib(row.predicted),
-        _mib(row.measured),
+        mib(row.asked),
+        mib(row.predicted),
+        mib(row.measured),
         {None: "", True: "yes", False: "**no**"}[row.within],
         "" if row.ratio is None else f"{row.ratio:.3f}",
         "" if row.least_ratio is None else f"{row.least_ratio:.3f}",
@@ -210,7 +215,8 @@ def cells(row: Row, stock: Row) -> list[str]:
     ]
 
 
-def _mib(value: int | None) -> str:
+def mib(value: int | None) -> str:
+    """Bytes as MiB in a cell of a table; empty where unknown."""
     return "" if value is None else f"{value / 2**20:.1f}"
 
 
