@@ -17,7 +17,7 @@ It knows one moment only. For the order that the planners give the backward, the
 the moment at which one of the backward's own ops runs: of what this op and those behind it read,
 some was kept or made before, and the rest is made from then on. What the op needs (``needs.py``)
 is alive then whatever a plan does. What was recomputed before that moment and is kept over it
-counts as kept, at no more than the price of its op.
+counts as kept, at no more than its share of the price of its op, which may make several.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def seconds_bound(problem: Problem, budget: int, need: Need | None = None) -> fl
             high[k] = 0
         for v in ops[i].outputs:
             never_saved = ops[i].rule is Rule.MUST_RECOMPUTE
+            share = cost[k] / len(ops[i].outputs)
             if need is None:
                 high[column[v]] = not never_saved
-            elif never_saved or cost[k] < cost[column[v]]:
-                cost[column[v]] = cost[k]
+            elif never_saved or share < cost[column[v]]:
+                cost[column[v]] = share
     for v in problem.forward_made(problem.forward_outputs):
         low[column[v]] = high[column[v]] = 1
         cost[column[v]] = 0
