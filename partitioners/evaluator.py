@@ -13,13 +13,14 @@ The model, for entry t of forward + backward:
   element or reduce, is evaluated anew by each reader (it takes no memory, and what it is made of
   lives as long as its readers) where it has one reader and not too many sources
   (``realize_cpu_acc_reads_threshold``), or where it is light: few sources
-  (``realize_reads_threshold``), few ops, none of them heavy.
+  (``realize_reads_threshold``), few ops, none of them heavy. What is *realized* never is.
 - Under Inductor an instance that is made and last needed between the same two ops that do not fuse
   stays inside one kernel and takes no memory. Ops between the same two that exchange such
   instances, or evaluated ones, are one kernel: it runs at the place of its last op, its inputs live
   until then and its outputs from then. Kernels read in the order of their places, and the ops of
   one in the schedule's; where several of a stretch that do not reduce read an input, none is the
-  last to.
+  last to. What is *flat* stays inside no kernel where a reduction reads it, or several ops do and
+  something is reduced between the same two ops.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Lives:
 
 
 @dataclass(frozen=True)
-class _Inlined:
+class Inlined:
     """Instances that their readers evaluate anew, and the buffers behind each.
 
     ``sources`` has a row for each entry of ``which``; ``is_in`` says for each instance whether it
@@ -48,6 +48,28 @@ class _Inlined:
         count = np.diff(self.sources.starts)
         np.maximum.at(end, self.sources.flat, np.repeat(end[self.which], count))
 
+    def reads(self, trace: Trace) -> tuple[Ints, Ints]:
+        """Return each moment that runs and each buffer that it reads, evaluated ones behind it.
+
+        Pairs without repeats, in the order of moments.
+        """
+        count = len(trace.start)
+        does = self.runs(trace)[trace.at]
+        read, at = trace.read[does], trace.at[does]
+        direct = ~self.is_in[read]
+        behind = self.which.searchsorted(read[~direct])
+        through, owner = self.sources.take(behind)
+        source = np.concatenate([read[direct], through])
+        moment = np.concatenate([at[direct], at[~direct][owner]])
+        moment, source = np.divmod(np.unique(moment * count + source), max(count, 1))
+        return moment, source
+
+    def runs(self, trace: Trace) -> Flags:
+        """Return for each moment whether its op runs, rather than its readers evaluate it."""
+        runs: Flags = ~trace.tables.makes[trace.order]
+        runs[trace.start[~self.is_in & (trace.start >= 0)]] = True
+        return runs
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -61,33 +83,11 @@ class Kernels:
         end: for each instance its last moment, by the ops that read what is made of it.
     """
 
-    inlined: _Inlined
+    inlined: Inlined
     nothing: Flags
     place: Ints
     side: Ints
     end: Ints
-
-    def reads(self, trace: Trace) -> tuple[Ints, Ints]:
-        """Return each moment that runs and each buffer that it reads, evaluated ones behind it.
-
-        Pairs without repeats, in the order of moments.
-        """
-        count = len(trace.start)
-        does = self.runs(trace)[trace.at]
-        read, at = trace.read[does], trace.at[does]
-        direct = ~self.inlined.is_in[read]
-        behind = self.inlined.which.searchsorted(read[~direct])
-        through, owner = self.inlined.sources.take(behind)
-        source = np.concatenate([read[direct], through])
-        moment = np.concatenate([at[direct], at[~direct][owner]])
-        moment, source = np.divmod(np.unique(moment * count + source), max(count, 1))
-        return moment, source
-
-    def runs(self, trace: Trace) -> Flags:
-        """Return for each moment whether its op runs, rather than its readers evaluate it."""
-        runs: Flags = ~trace.tables.makes[trace.order]
-        runs[trace.start[~self.inlined.is_in & (trace.start >= 0)]] = True
-        return runs
 
 
 def kernels(trace: Trace) -> Kernels:
@@ -107,8 +107,24 @@ def kernels(trace: Trace) -> Kernels:
     inside = made & fusing_readers & (end > start) & (end < n)
     inside &= side[np.minimum(end, n)] == side[start]
     inside &= np.where(made, fuses[start], False) if n else inside
+    flat = inside & tables.flat[order[start]] if n else inside
+    if flat.any():
+        inside[_apart(trace, inlined, flat, side)] = False
     nothing = inlined.is_in | inside
     return Kernels(inlined, nothing, _places(trace, nothing, side), side, end)
+
+
+def _apart(trace: Trace, inlined: Inlined, flat: Flags, side: Ints) -> Ints:
+    """Return the ``flat`` instances that no kernel makes which reads them.
+
+    A reduction reads them, or several ops do, in a stretch that reduces.
+    """
+    reduces = trace.tables.reduces[trace.order]
+    moment, source = inlined.reads(trace)
+    several = np.bincount(source, minlength=len(flat))[source] > 1
+    beside = several & np.isin(side[moment], side[:-1][reduces])
+    found: Ints = source[flat[source] & (reduces[moment] | beside)]
+    return found
 
 
 def fused(trace: Trace, found: Kernels) -> Lives:
@@ -126,7 +142,7 @@ def fused(trace: Trace, found: Kernels) -> Lives:
 
 def _last_reader(trace: Trace, found: Kernels) -> Ints:
     """Return for each instance the moment that reads it last, through what is evaluated anew."""
-    moment, source = found.reads(trace)
+    moment, source = found.inlined.reads(trace)
     order = np.lexsort((moment, found.place[moment]))
     reader = np.full(len(trace.start), -1)
     reader[source[order]] = moment[order]  # the last assignment stays
@@ -151,7 +167,7 @@ def _places(trace: Trace, nothing: Flags, side: Ints) -> Ints:
     return place
 
 
-def _inlined(trace: Trace, fusing_readers: Flags) -> _Inlined:
+def _inlined(trace: Trace, fusing_readers: Flags) -> Inlined:
     """Return which instances are evaluated anew by their readers, and the buffers behind each."""
     tables, order, start = trace.tables, trace.order, trace.start
     readers = np.bincount(trace.read, minlength=len(start))
@@ -169,7 +185,7 @@ def _inlined(trace: Trace, fusing_readers: Flags) -> _Inlined:
     which = np.array(list(sources), dtype=np.int64)
     is_in = np.zeros(len(start), dtype=np.bool_)
     is_in[which] = True
-    return _Inlined(which, is_in, Ragged.of(list(sources.values())))
+    return Inlined(which, is_in, Ragged.of(list(sources.values())))
 
 
 def _sources(

@@ -86,6 +86,8 @@ class Op:
         reason: why ``rule`` is not MAY_RECOMPUTE ("" otherwise).
         random: it draws from a generator, so a recomputation has to replay the generator's state.
         heavy: Inductor keeps its result where several ops read it, rather than evaluate it anew.
+        realized: Inductor writes its result down before anything reads it (random numbers).
+        flat: Inductor computes it in one loop, which not every kernel that reduces can take in.
         inplace: it can write its output over an input of the same size that dies with it.
         workspace: bytes that it allocates while it runs.
         observed: how many bytes of ``workspace`` no formula knows: the compiled code was seen to
@@ -105,6 +107,8 @@ class Op:
     reason: str = ""
     random: bool = False
     heavy: bool = False
+    realized: bool = False
+    flat: bool = False
     inplace: bool = False
     arithmetic: float = 0.0
     workspace: int = 0
@@ -247,6 +251,14 @@ class Problem:
     def pace(self) -> BackwardOrder:
         """The order of the backward's own ops, and what is held for those that are put off."""
         return backward_order(self)
+
+    @cached_property
+    def is_evaluated(self) -> tuple[bool, ...]:
+        """For each op whether kernels that read its result may evaluate it anew."""
+        return tuple(
+            pointwise and not op.realized and i not in self.written
+            for i, (op, pointwise) in enumerate(zip(self.ops, self.is_pointwise, strict=True))
+        )
 
     @cached_property
     def written(self) -> frozenset[int]:

@@ -73,8 +73,7 @@ class Tables:
         self.arithmetic = np.fromiter((o.arithmetic for o in ops), dtype=np.float64)
         self.fuses = flags(problem.fuses)
         pointwise = flags(problem.is_pointwise)
-        # What the kernels that read it may evaluate anew.
-        self.evaluated = pointwise & ~flags(i in problem.written for i in range(len(ops)))
+        self.evaluated = flags(problem.is_evaluated)
         self.backward = flags(problem.is_backward)
         # By value: made by an op outside the backward.
         made = self.producer >= 0
@@ -84,6 +83,7 @@ class Tables:
             v.producer >= 0 and ops[v.producer].rule is Rule.MUST_RECOMPUTE for v in values
         )
         self.heavy = flags(problem.is_heavy)
+        self.flat = flags(o.flat for o in ops)
         self.inplace = flags(o.inplace for o in ops)
         self.reduces = self.fuses & ~pointwise
         self.makes = flags(bool(o.outputs) for o in ops)

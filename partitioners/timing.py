@@ -33,11 +33,11 @@ def trace_seconds(trace: Trace, found: Kernels | None, machine: Machine) -> floa
     alone = float(tables.seconds[order[~fuses]].sum() + tables.arithmetic[order[fuses]].sum())
     exists = ~found.nothing
     store, load = (np.where(exists, x[trace.value], 0.0) for x in (tables.store, tables.load))
-    runs = found.runs(trace) & fuses
+    runs = found.inlined.runs(trace) & fuses
     made = trace.start >= 0
     made[made] = fuses[trace.start[made]]
     written = float(store[made].sum())
-    moment, source = found.reads(trace)
+    moment, source = found.inlined.reads(trace)
     moment, source = moment[fuses[moment]], source[fuses[moment]]
     place = found.place[moment]
     inner = made[source]  # made in the kernel that reads it: it is read where it is made

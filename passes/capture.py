@@ -351,6 +351,9 @@ def capture(
                 reason=reason,
                 random=not backward and rules.is_random(n),
                 heavy=device == "cpu" and costs.is_heavy(n),
+                realized=inductor and costs.is_drawn(n),
+                # The C++ backend draws them in one loop, and reduces in two.
+                flat=inductor and device == "cpu" and costs.is_drawn(n),
                 inplace=is_wait(n) or (b.inductor and inplace),
                 workspace=costs.allocated(
                     workspace + workspace_of(n, bool(b.turned), device), device

@@ -59,8 +59,7 @@ _HEAVY = {
     aten.exp, aten.log, aten.log10, aten.log1p, aten.log2, aten.sigmoid, aten.tanh, aten.silu,
 }  # fmt: skip
 
-# Inductor's own random ops, pure functions of a seed, which it registers when it is imported. It
-# keeps what they draw where several ops read it.
+# Inductor's own random ops, pure functions of a seed, which it registers when it is imported.
 _DRAWN = {"inductor_random", "inductor_randint"}
 
 # Ops that run as kernels of their own and are bound by memory traffic.
@@ -236,7 +235,7 @@ def _kind_of(target: Any) -> Kind:
     tags = getattr(target, "tags", ())
     if op in _REDUCTIONS:
         return Kind.REDUCTION
-    drawn = _name(op) in _DRAWN
+    drawn = _name(op) in {*_DRAWN, "inductor_lookup_seed"}
     if op in _INDEXED or drawn or torch.Tag.pointwise in tags or target is operator.getitem:
         return Kind.POINTWISE
     return Kind.OTHER
@@ -244,7 +243,12 @@ def _kind_of(target: Any) -> Kind:
 
 def is_heavy(node: fx.Node) -> bool:
     """Return whether Inductor keeps a node's result on a CPU where several ops read it."""
-    return packet(node) in _HEAVY or _name(packet(node)) in _DRAWN
+    return packet(node) in _HEAVY
+
+
+def is_drawn(node: fx.Node) -> bool:
+    """Return whether a node draws random numbers, which Inductor writes down whoever reads them."""
+    return _name(packet(node)) in _DRAWN
 
 
 def is_priced(node: fx.Node) -> bool:

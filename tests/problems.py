@@ -170,6 +170,8 @@ def _flags(rng: random.Random, *, may_rule: bool) -> dict:
         "reason": "" if rule is Rule.MAY_RECOMPUTE else f"{rule.value} by the test",
         "random": may_rule and rng.random() < 0.1,
         "heavy": rng.random() < 0.15,
+        "realized": rng.random() < 0.1,
+        "flat": rng.random() < 0.1,
         "inplace": rng.random() < 0.4,
         "workspace": rng.choice((0, 0, 0, 32)),
     }

@@ -77,6 +77,7 @@ class Reference:
                 self.problem.compiler == "inductor"
                 and start >= 0
                 and self.ops[start].kind is Kind.POINTWISE
+                and not self.ops[start].realized
                 and self.order[start] not in self.problem.written
                 and len(readers) > 0
                 and inst not in self.returned
@@ -112,7 +113,21 @@ class Reference:
     @cached_property
     def inside(self):
         """What takes no memory."""
-        return {i for i in self.instances if self.fate[i][0] or self.in_one_kernel(i)}
+        return {
+            i
+            for i in self.instances
+            if self.fate[i][0] or (self.in_one_kernel(i) and not self.is_kept_apart(i))
+        }
+
+    def is_kept_apart(self, inst):
+        """Return whether no kernel makes an instance that reads it."""
+        if not self.ops[inst[1]].flat:
+            return False
+        reduces = {t for t, op in enumerate(self.ops) if op.kind is Kind.REDUCTION}
+        readers = {t for t in self.needed[inst] if not self.in_readers(t)}
+        sides = {self.side(t) for t in reduces}
+        several = len(readers) > 1 and any(self.side(t) in sides for t in readers)
+        return several or bool(readers & reduces)
 
     def bytes(self, inst):
         return 0 if inst in self.inside else self.problem.values[inst[0]].bytes

@@ -243,6 +243,38 @@ def test_a_heavy_value_with_two_far_readers_is_a_buffer():
     assert live(net, ends, compiler="inductor") == (10, 10, 1010, 1011)
 
 
+def test_what_is_realized_is_a_buffer_and_lives_as_long_as_the_mask_made_of_it():
+    net, ends = far_net(1, realized=True)
+    assert live(net, ends, compiler="inductor") == (10, 110, 1100, 1101)
+    net = Net()
+    (numbers,) = net.op("numbers", (net.input(),), 400, **POINTWISE, heavy=True, realized=True)
+    (mask,) = net.op("mask", (numbers,), 100, **POINTWISE)
+    (other,) = net.op("other", (net.input(),), 1000)
+    ends = [net.op(f"end{k}", (mask, other), 1, **POINTWISE)[0] for k in range(2)]
+    assert live(net, ends, compiler="inductor") == (400, 400, 1400, 1401, 1402)
+
+
+@pytest.mark.parametrize(("reader", "flat", "held"), [
+    (Kind.REDUCTION, True, 400), (Kind.REDUCTION, False, 0), (Kind.POINTWISE, True, 0),
+])  # fmt: skip
+def test_what_is_flat_is_a_buffer_for_a_reduction_that_reads_it(reader, flat, held):
+    net = Net()
+    (numbers,) = net.op("numbers", (net.input(),), 400, **POINTWISE, realized=True, flat=flat)
+    (mask,) = net.op("mask", (numbers,), 100, **POINTWISE)
+    (end,) = net.op("end", (mask,), 1, kind=reader)
+    assert live(net, (end,), compiler="inductor")[0] == held
+
+
+def test_what_is_flat_is_a_buffer_for_several_beside_a_reduction():
+    net = Net()
+    (numbers,) = net.op("numbers", (net.input(),), 400, **POINTWISE, realized=True, flat=True)
+    (mask,) = net.op("mask", (numbers,), 100, **POINTWISE)
+    ends = [net.op(f"end{k}", (mask,), 1, **POINTWISE)[0] for k in range(2)]
+    assert live(net, ends, compiler="inductor")[0] == 0
+    (other,) = net.op("other", (net.input(),), 1, kind=Kind.REDUCTION)
+    assert live(net, (*ends, other), compiler="inductor")[0] == 400
+
+
 def test_a_long_chain_with_two_far_readers_is_a_buffer():
     longest = MAX_WEIGHT
     net, ends = far_net(2, chain=longest)

@@ -302,7 +302,7 @@ def test_the_digest_covers_what_a_plan_depends_on_and_neither_names_nor_prices()
 
     plan.check(changed(name="other", source="other.py:1", reason="other", seconds=1.0))
     for other in (
-        *(changed(**{flag: True}) for flag in ("heavy", "inplace", "random")),
+        *(changed(**{flag: True}) for flag in ("heavy", "realized", "flat", "inplace", "random")),
         *(changed(**{field: 1}) for field in ("workspace", "target")),
         changed(kind=Kind.OTHER),
         changed(rule=Rule.MUST_SAVE),
