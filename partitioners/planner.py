@@ -188,7 +188,7 @@ class Planner:
             return self._made(found.candidate.schedule, budget, found.name)
         if self.floor <= room:
             return self._made(self.lowest.schedule, budget, self._lowest[1])
-        raise InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
+        raise self.refusal(budget)
 
     def sketch(self, budget: int) -> tuple[Schedule, str] | None:
         """Return a schedule under ``budget`` bytes, and its planner's name, in little time.
@@ -409,6 +409,10 @@ class Planner:
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""
         return self._made(self.lowest.schedule, self.floor, self._lowest[1])
+
+    def refusal(self, budget: int) -> InfeasibleBudget:
+        """Return the error of a budget under the floor, in bytes."""
+        return InfeasibleBudget(budget, self.floor, self.culprits(), self.proof())
 
     def culprits(self) -> tuple[Culprit, ...]:
         """Return what is live at the worst moment of the floor plan, largest first."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,8 +44,8 @@ def _sources_digest() -> str:
     return digest.hexdigest()
 
 
-# Attempts at one graph. What is learnt of an op only grows, so they end by themselves, mostly with
-# the second.
+# Attempts at one graph; mostly two are enough. At the last one a fraction gets what its plan holds,
+# whatever that is, and a budget in bytes the floor plan or a refusal.
 _ATTEMPTS = 6
 
 
@@ -127,11 +128,11 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         """Keep the code of a planned graph until the attempt is accepted or dropped."""
         self.code[digest, is_backward] = code
 
-    def learn(self, last: bool) -> bool:
+    def learn(self, spent: bool) -> bool:
         """Prepare the next attempt by what the one before has shown; False if it showed nothing.
 
         Args:
-            last: the next attempt is the last.
+            spent: the attempts are used up.
         """
         seen, self.refused = self.refused, None
         if seen is None:
@@ -140,16 +141,14 @@ class Partitioner(_torch.CustomPartitionerFn):  # type: ignore[misc, name-define
         report = attempt.report
         assert report is not None, "only planned graphs are observed"
         before = self.experience.get(seen.digest)
-        observed = dict(before.observed) if before else {}
         tried = dict(before.tried) if before else {}
+        # The kernels of plans that hold more say nothing of a floor plan's.
+        observed = dict(before.observed) if before and attempt.trial != "plain" else {}
         if attempt.trial:
             tried[attempt.trial] = seen.peak
-        # A trial without what was observed before says nothing of what that missed.
-        if attempt.trial != "plain" or not observed:
-            for op, size in seen.excess.items():
-                observed[op] = observed.get(op, 0) + size
-        promised = not (last and report.asked.kind == "fraction")
-        self.experience[seen.digest] = Experience(attempt.budget, observed, tried, promised)
+        for op, size in seen.excess.items():
+            observed[op] = observed.get(op, 0) + size
+        self.experience[seen.digest] = Experience(attempt.budget, observed, tried, spent)
         log.debug(
             "kernels hold %d bytes at the worst moment, %d were planned: planning again",
             seen.peak,
@@ -250,7 +249,7 @@ def _compile(
     patches.update(inductor_patches(patches))
     partitioner = Partitioner(settings)
     patches["custom_partitioner_fn"] = partitioner
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempt in count(1):
         try:
             # The backward is compiled at once: after the first forward it could not be planned
             # again.
@@ -264,10 +263,11 @@ def _compile(
                     config_patches=patches,
                 )
         except Exception:
-            if attempt == _ATTEMPTS or not partitioner.learn(attempt + 1 == _ATTEMPTS):
+            # It ends: of a graph whose attempts are spent only its floor plan is tried.
+            if not partitioner.learn(attempt + 1 >= _ATTEMPTS):
                 raise
         else:
             for report in partitioner.announce(attempt):
                 compiled = noticed(compiled, gm.graph, report)
             return compiled  # type: ignore[no-any-return]
-    raise AssertionError("the last attempt returns or raises")
+    raise AssertionError("count has no end")

@@ -34,9 +34,9 @@ _FLOOR_FILL = 1.005
 # What torch's annotation means by 0: as little memory as can be.
 _LEAST = 1e-6
 
-# A floor plan whose kernels decide about a budget: made with what was observed of kernels before,
-# or without, since that holds for the plans that it was observed of, and others may do better.
-Trial = Literal["observed", "plain"]
+# A floor plan whose kernels decide about a budget: made by the count alone, or with what was
+# observed of that plan's kernels.
+Trial = Literal["plain", "observed"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class Experience:
         budget: bytes that the budget stood for then; it stays, whatever is learnt of the peaks.
         observed: bytes by op that compiled code holds beyond the problem's own count.
         tried: what the kernels of the floor plans hold that were tried, bytes, by trial.
-        promised: whether the next attempt has to hold the budget.
+        spent: the attempts are used up. A fraction gets the next plan whatever its kernels hold,
+            a budget in bytes the plain floor plan, or a refusal.
     """
 
     budget: int
     observed: Mapping[int, int]
     tried: Mapping[Trial, int] = field(default_factory=dict)
-    promised: bool = True
+    spent: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,29 +104,33 @@ def choose(
         budget = settings.memory_budget.resolve(planner.fastest_peak, free_bytes(joint))
     else:
         budget = known.budget
-    try:
-        return Choice(budget, plan_under(settings, planner, budget), observed, planner)
-    except InfeasibleBudget as error:
-        tried = known.tried if known else {}
-        trials: dict[Trial, tuple[Capture, Planner]] = {}
-        if observed.problem is not captured.problem:
-            trials["observed"] = (observed, planner)
-            planner = Planner(captured.problem, machine, settings.solver_seconds)
-        trials["plain"] = (captured, planner)
-        # A count errs, in both directions: before a budget is refused, and a floor named, the
-        # floor plan's kernels are asked. Without Inductor there are none that could tell.
-        compiled = captured.problem.compiler == "inductor"
-        for trial, (what, by) in trials.items():
-            if compiled and trial not in tried:
-                plan = replace(by.floor_plan(), budget=budget)
-                return Choice(budget, plan, what, by, trial)
-        floor = min(tried.values(), default=error.floor)
-        raise error.with_floor(floor) from None
+    spent = known is not None and known.spent and settings.memory_budget.kind != "fraction"
+    if not spent:
+        with suppress(InfeasibleBudget):
+            return Choice(budget, plan_under(settings, planner, budget), observed, planner)
+    tried = known.tried if known else {}
+    # A count errs, in both directions: before a budget is refused, and a floor named, the floor
+    # plan's kernels are asked. Without Inductor there are none that could tell.
+    if captured.problem.compiler == "inductor":
+        if "plain" not in tried:
+            if observed is not captured:
+                # What was observed of several plans adds up to a floor that none of them has.
+                planner = Planner(captured.problem, machine, settings.solver_seconds)
+            return _trial("plain", budget, captured, planner)
+        if known is not None and known.observed and "observed" not in tried and not spent:
+            return _trial("observed", budget, observed, planner)
+    refusal = planner.refusal(budget)
+    raise refusal.with_floor(min(tried.values(), default=refusal.floor))
+
+
+def _trial(kind: Trial, budget: int, captured: Capture, planner: Planner) -> Choice:
+    """Return the choice of a floor plan whose kernels decide about a budget, in bytes."""
+    return Choice(budget, replace(planner.floor_plan(), budget=budget), captured, planner, kind)
 
 
 def limit_of(settings: Settings, choice: Choice, known: Experience | None) -> int | None:
     """Return the bytes that the plan's kernels may hold, None where nothing is promised of them."""
-    if known is not None and not known.promised:
+    if known is not None and known.spent and settings.memory_budget.kind == "fraction":
         return None
     # All of the fastest plan's peak is a promise of nothing, and a replayed plan is what it is.
     if settings.memory_budget.is_all or settings.plan is not None:

@@ -71,13 +71,34 @@ def depthwise():
     return Depthwise(), (torch.randn(4, 3, 8, 8),)
 
 
+class Dropped(nn.Module):
+    """Layers with dropout inside and behind."""
+
+    def __init__(self, width=32, layers=4):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(layers))
+        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(layers))
+
+    def forward(self, x):
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            y = nn.functional.dropout(nn.functional.gelu(up(norm(x))), 0.1)
+            x = x + nn.functional.dropout(down(y), 0.1)
+        return x.square().mean()
+
+
+def dropped():
+    torch.manual_seed(0)
+    return Dropped(), (torch.randn(512, 32),)
+
+
 MODELS = {
     "transformer": transformer,
     "unet": unet,
     "mlp": NETS["shared_mlp"].make,
     "convolutions": convolutions,
 }
-OTHERS = {"deep unet": partial(unet, 2), "depthwise": depthwise}
+OTHERS = {"deep unet": partial(unet, 2), "depthwise": depthwise, "dropped": dropped}
 
 
 def train(name, budget, **options):
@@ -110,6 +131,14 @@ def test_what_kernels_hold_is_what_is_allocated(name):
     # Workspace of convolutions is an upper bound.
     spare = {"unet": 33 * 1024, "convolutions": 64}
     assert 0 <= report.scheduled_peak - peak <= spare.get(name, 0)
+
+
+@pytest.mark.parametrize("budget", ["0.6", "0.4", "0.01"])
+def test_dropout_that_is_recomputed_is_planned_to_the_byte(budget):
+    with floor_expected():
+        compiled, inputs, _, report = train("dropped", budget)
+    assert report.attempts == 1
+    assert measure.peak_bytes(compiled, inputs) == report.peak
 
 
 def test_a_backward_without_convolutions_keeps_images_channels_last():
@@ -170,6 +199,18 @@ def test_attempts_at_a_fraction_end_with_the_best_that_is_known(monkeypatch):
         _, _, got, report = train("convolutions", "0.01")
     assert report.attempts == 2
     torch.testing.assert_close(got, train("convolutions", "1.0")[2], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_attempts_at_bytes_end_with_a_plan_or_a_refusal(monkeypatch, attempts):
+    hide_layout_copies(monkeypatch)
+    fastest = train("convolutions", "1.0")[-1].fastest_peak
+    monkeypatch.setattr(recut.backend, "_ATTEMPTS", attempts)
+    for budget in (1000, fastest // 2, fastest):
+        floor = refused(budget)
+        assert floor is not None
+        assert floor > budget
+        assert refused(floor) is None
 
 
 def test_the_users_own_pass_runs_first():
