@@ -48,6 +48,11 @@ class Inlined:
         count = np.diff(self.sources.starts)
         np.maximum.at(end, self.sources.flat, np.repeat(end[self.which], count))
 
+    def made_of(self, buffer: int) -> list[int]:
+        """Return a buffer, and the instances that readers evaluate anew from it."""
+        owner = np.repeat(self.which, np.diff(self.sources.starts))
+        return [buffer, *owner[self.sources.flat == buffer].tolist()]
+
     def reads(self, trace: Trace) -> tuple[Ints, Ints]:
         """Return each moment that runs and each buffer that it reads, evaluated ones behind it.
 

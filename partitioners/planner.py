@@ -7,7 +7,8 @@
    most promising ones are rounded (``rounding.py``), and the cheapest answer wins.
 3. Where that costs much more than the bound (``bound.py``), the same for segmentations in two
    levels, in which a segment is recomputed as a whole first and piece by piece again.
-4. The floor: the lowest peak over the segmentations near the one that needs least. It is found
+4. Of a small problem the best of these, improved step by step (``neighbours.py``).
+5. The floor: the lowest peak over the segmentations near the one that needs least. It is found
    without looking at the budget, so it does not move with it.
 
 Each budget is planned alone; a :meth:`Planner.sweep` is monotone by construction.
@@ -31,6 +32,7 @@ from recut.partitioners.fastest import cheapest_cut, fastest
 from recut.partitioners.frontier import Candidate, Frontier
 from recut.partitioners.machine import Machine
 from recut.partitioners.needs import Need, Needs
+from recut.partitioners.neighbours import Neighbours
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Phase, Problem
 from recut.partitioners.program import Program, Solution
@@ -44,8 +46,10 @@ from recut.partitioners.timing import step_seconds
 _SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 # How many segmentations in a row may be worse before the search gives up on finer (coarser) ones.
 _PATIENCE = 2
-# Problems of at most as many ops are searched without giving up.
+# Problems of at most as many ops are searched without giving up, and their plans' neighbours too.
 _SMALL = 400
+# How many neighbours of a plan are measured.
+_NEIGHBOURS = 100
 # Programs that are rounded, the most promising first; more only until one has an answer.
 _ROUNDED = 3
 _IN_VAIN = 6
@@ -157,8 +161,17 @@ class Planner:
         while found := self._search(budget, explore, end):
             best = found.candidate
             budget = best.peak - (best.peak == budget)
+        if self._neighbours is not None:
+            best = self._neighbours.lowered(best.schedule, _NEIGHBOURS)
+            best = self._neighbours.improved([best.schedule], best.peak, _NEIGHBOURS) or best
         failed = any(program.failed for program in self._programs.values())
         return best, named("floor", time.monotonic() > end, failed)
+
+    @cached_property
+    def _neighbours(self) -> Neighbours | None:
+        """The neighbours of a small problem's schedules."""
+        small = len(self.problem.ops) <= _SMALL
+        return Neighbours(self.problem, self.machine) if small else None
 
     @property
     def floor(self) -> int:
@@ -184,11 +197,9 @@ class Planner:
             return self._made(self.fastest, budget, "min-cut")
         room = int(budget * fill)
         found = self._cheapest(room)
-        if found is not None:
-            return self._made(found.candidate.schedule, budget, found.name)
-        if self.floor <= room:
-            return self._made(self.lowest.schedule, budget, self._lowest[1])
-        raise self.refusal(budget)
+        if found is None:
+            raise self.refusal(budget)
+        return self._made(found.candidate.schedule, budget, found.name)
 
     def sketch(self, budget: int) -> tuple[Schedule, str] | None:
         """Return a schedule under ``budget`` bytes, and its planner's name, in little time.
@@ -324,14 +335,29 @@ class Planner:
     def _asked(self, budget: int, tried: Frontier | None) -> Found | None:
         """Return what :meth:`_cheapest` keeps; what is tried is added to ``tried``."""
         end = time.monotonic() + self.seconds
-        plain = self._search(budget, self._plain, end, tried)
-        if plain is not None and self._loss(plain.candidate, budget) < _LOSS:
-            return plain
-        nested = self._search(budget, self._nested, end, tried)
-        if nested is None:
-            late = time.monotonic() > end
-            return plain and replace(plain, cut_short=plain.cut_short or late)
-        return plain if plain is not None and plain.step <= nested.step else nested
+        best = self._search(budget, self._plain, end, tried)
+        if best is None or self._loss(best.candidate, budget) >= _LOSS:
+            nested = self._search(budget, self._nested, end, tried)
+            if nested is None:
+                best = best and replace(best, cut_short=best.cut_short or time.monotonic() > end)
+            elif best is None or nested.step < best.step:
+                best = nested
+        if best is None and self.floor <= budget:
+            candidate, planner = self._lowest
+            best = Found(candidate, self._step(candidate), (0, 0), planner=planner)
+        if best is None or self._neighbours is None or time.monotonic() > end:
+            return best
+        if self._loss(best.candidate, budget) < _LOSS:
+            return best
+        starts = (best.candidate.schedule, self.fastest)
+        candidate = self._neighbours.improved(starts, budget, _NEIGHBOURS) or best.candidate
+        if tried is not None:
+            tried.add(candidate)
+        return replace(best, candidate=candidate, step=self._step(candidate))
+
+    def _step(self, candidate: Candidate) -> float:
+        """Return what a step of a schedule takes."""
+        return step_seconds(self.problem, candidate.schedule, self.machine)
 
     def _loss(self, candidate: Candidate, budget: int) -> float:
         """Return how much more than the bound a schedule costs, as a share of a step."""
@@ -371,7 +397,7 @@ class Planner:
             found = fill(self._program(*key), budget, solved[key], tried)
             if found is None:
                 continue
-            step = step_seconds(self.problem, found.schedule, self.machine)
+            step = self._step(found)
             if best is None or step < best.step:
                 best = Found(found, step, key)
         failed = any(program.failed for program in self._programs.values())
@@ -387,7 +413,7 @@ class Planner:
         if not fit:
             return None
         _, key, base = min(fit, key=lambda found: found[:2])
-        return Found(base, step_seconds(self.problem, base.schedule, self.machine), key)
+        return Found(base, self._step(base), key)
 
     def _improved(self, best: Found, budget: int, tried: Frontier | None) -> Found:
         """Return the best of a schedule and what a program with that base makes of it.
@@ -400,7 +426,7 @@ class Planner:
             found = None if solution is None else fill(program, budget, solution, tried)
             if found is None or found.seconds >= best.seconds:
                 break
-            step = step_seconds(self.problem, found.schedule, self.machine)
+            step = self._step(found)
             if step >= best.step:
                 break
             best = replace(best, candidate=found, step=step)

@@ -187,6 +187,21 @@ def lazy_schedule(
     return Schedule(forward_order(problem, partial.saved(problem)), partial.backward)
 
 
+def recomputing_schedule(problem: Problem) -> Schedule:
+    """Return the schedule that saves nothing it may not, and keeps nothing that it recomputes.
+
+    In front of each of the backward's own ops runs all that this op needs.
+    """
+    backward: list[int] = []
+    for i in problem.backward_order:
+        backward += _demand(problem, problem.forward_wanted[i], set(), set())
+        backward.append(i)
+    returned = problem.forward_made(problem.backward_outputs)
+    backward += _demand(problem, returned, set(), set())
+    saved = Schedule((), tuple(backward)).saved(problem)
+    return Schedule(forward_order(problem, saved), tuple(backward))
+
+
 def _demand(problem: Problem, wanted: Iterable[int], keep: set[int], have: set[int]) -> list[int]:
     """Return the ops that the ``wanted`` values need, and add to ``have`` what they make."""
     todo = [v for v in wanted if v not in have]

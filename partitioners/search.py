@@ -25,6 +25,7 @@ class Found:
         key: the segmentations of the program that gave it.
         cut_short: whether time ran out.
         failed: whether the solver failed at a program.
+        planner: the name of the planner that found it, where that was no program.
     """
 
     candidate: Candidate
@@ -32,6 +33,7 @@ class Found:
     key: tuple[int, int]
     cut_short: bool = False
     failed: bool = False
+    planner: str = ""
 
     @property
     def seconds(self) -> float:
@@ -41,6 +43,8 @@ class Found:
     @property
     def name(self) -> str:
         """The planner's name for a plan."""
+        if self.planner:
+            return self.planner
         planner = "segments" if self.key[0] == self.key[1] else "nested segments"
         return named(planner, self.cut_short, self.failed)
 

@@ -73,7 +73,8 @@ def test_aot_module(monkeypatch):
 
 
 def test_dropout_is_replayed_from_its_own_state(monkeypatch):
-    graphs = check(monkeypatch, NETS["shared_mlp"], "0.01")
+    net = Net("shared_mlp", partial(SharedMLP, times=12), partial(rows, grad=True))
+    graphs = check(monkeypatch, net, "0.01")
     replays = [
         n
         for n in graphs.backward.graph.nodes
@@ -83,7 +84,7 @@ def test_dropout_is_replayed_from_its_own_state(monkeypatch):
     # Each dropout reads a state of its own, however often it is replayed; nothing is drawn afresh.
     states = {n.args[0] for n in replays}
     assert len(states) > 1
-    assert len(replays) > len(states)  # at this budget one of them runs a third time
+    assert len(replays) > len(states)  # at this budget some of them run a third time
     assert graphs.calls("backward").count(aten.native_dropout.default) == len(replays)
 
 

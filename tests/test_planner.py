@@ -94,8 +94,11 @@ def test_layers(compiler):
     for low, high in pairwise(plans):
         assert low.peak <= high.peak
         assert low.added_seconds >= high.added_seconds
-    # Recomputing every layer once is the dearest plan that makes sense here.
-    assert plans[0].added_seconds <= 12 * (2 * 4e-3 + 2 * 2e-5 + 5e-6)
+    # Recomputing every layer once is the dearest plan that makes sense in 15 MiB; in less, some ops
+    # run once more.
+    once = 12 * (2 * 4e-3 + 2 * 2e-5 + 5e-6)
+    assert planner.plan(15 * MIB + 4).added_seconds <= 0.97 * once
+    assert plans[0].added_seconds <= 1.01 * once
     assert plans[-1].planner == "min-cut"
     assert planner.plan(planner.fastest_peak * 10).schedule == planner.fastest
 
@@ -115,13 +118,9 @@ def by_budget():
     return pairs
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="each budget is planned alone, by heuristics (promise 1 of the design)",
-)
-def test_a_lower_budget_never_gives_a_higher_peak():
-    for seed, low, high in by_budget():
-        assert low.peak <= high.peak, (seed, low.budget, high.budget)
+def test_a_lower_budget_hardly_ever_gives_a_higher_peak():
+    higher = [seed for seed, low, high in by_budget() if low.peak > high.peak]
+    assert len(higher) <= len(by_budget()) // 500
 
 
 def test_a_lower_budget_hardly_ever_gives_a_cheaper_plan():
@@ -133,16 +132,16 @@ def test_a_lower_budget_hardly_ever_gives_a_cheaper_plan():
 
 
 @COMPILERS
-def test_a_floor_is_near_the_best_that_recomputes_nothing_twice(compiler):
-    above = 0
+def test_no_floor_is_over_the_best_that_recomputes_nothing_twice(compiler):
+    below = 0
     for seed in range(24):
         problem = small_chain(seed, compiler)
         saved = subsets(forward_values(problem))
         lowest = min(evaluate(problem, lazy_schedule(problem, s)).peak for s in saved)
         floor = Planner(problem, CPU).floor
-        assert floor <= 1.6 * lowest, seed
-        above += floor > lowest
-    assert above <= 16  # a heuristic misses the optimum of such tiny chains often, but not always
+        assert floor <= lowest, seed
+        below += floor < lowest
+    assert below >= 12  # what is recomputed may be recomputed twice
 
 
 def test_no_plan_and_no_bound_beats_the_optimum():
@@ -161,8 +160,8 @@ def test_no_plan_and_no_bound_beats_the_optimum():
             spent, least, plans = spent + seconds, least + best, plans + 1
             optimal += seconds <= best + 1e-12
     # Of chains so short a heuristic misses some optima, and what it adds to them may be a multiple.
-    assert optimal >= 0.75 * plans
-    assert spent <= 1.25 * least
+    assert optimal >= 0.95 * plans
+    assert spent <= 1.03 * least
 
 
 def test_what_cannot_be_met_names_the_floor_and_what_sets_it():

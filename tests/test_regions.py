@@ -98,8 +98,10 @@ def two_matmuls(x, y):
 def test_matmuls_run_again_as_the_policy_says(monkeypatch, context_fn, again, budget):
     graphs = both(region(two_matmuls, context_fn), budget, monkeypatch)
     assert graphs.calls("forward").count(MM) == 2
-    # Two gradients for each; what no gradient needs is not run again.
-    assert 4 <= graphs.calls("backward").count(MM) <= 4 + again
+    # Two gradients for each; what no gradient needs is not run again. In the least memory one of
+    # them runs a third time.
+    third = again > 0 and budget != "1.0"
+    assert 4 <= graphs.calls("backward").count(MM) <= 4 + again + third
     if again == 0:
         assert graphs.calls("backward").count(MM) == 4
 
