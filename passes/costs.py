@@ -31,6 +31,9 @@ _REDUCTIONS = {
     prims.prepare_softmax_online,
 }  # fmt: skip
 
+# Reductions that Inductor unrolls where they are of few numbers.
+_UNROLLED = {aten.sum, aten.mean, aten.amax, aten.amin, aten.prod, aten.any, prims.sum}
+
 # Ops that Inductor turns into index arithmetic inside a pointwise kernel.
 _INDEXED = {
     aten.embedding, aten.index, aten._unsafe_index, aten._unsafe_masked_index, aten.gather,
@@ -244,6 +247,22 @@ def _kind_of(target: Any) -> Kind:
 def is_heavy(node: fx.Node) -> bool:
     """Return whether Inductor keeps a node's result on a CPU where several ops read it."""
     return packet(node) in _HEAVY
+
+
+def is_unrolled(node: fx.Node) -> bool:
+    """Return whether Inductor makes a pointwise op of a reduction, since it adds up so few numbers.
+
+    As torch._inductor.ir.Reduction.create does.
+    """
+    if packet(node) not in _UNROLLED:
+        return False
+    made, read = (n.meta.get("val") for n in (node, node.all_input_nodes[0]))
+    if not isinstance(made, torch.Tensor) or not isinstance(read, torch.Tensor):
+        return False
+    few = (
+        hint(read.numel()) < hint(made.numel()) * _torch.inductor_config.unroll_reductions_threshold
+    )
+    return few and hint(made.numel()) > 1
 
 
 def is_drawn(node: fx.Node) -> bool:

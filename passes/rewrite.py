@@ -125,7 +125,7 @@ class _Emitter:
         node = self.captured.op_nodes[i]
         self.env[node] = self._replay(i, node) if i in self.replayed else self.copy(node)
         self.ops[self.env[node].name] = i
-        written = i in self.kept and self.phase == "backward"
+        written = i in self.kept[self.phase]
         if self.captured.problem.compiler == "inductor":
             if node.target is aten.cat.default:
                 self._own_storage(self.env[node])
@@ -227,19 +227,27 @@ class _Emitter:
         return _torch.make_graph_module(self.joint, self.graph)
 
 
-def _kept(captured: Capture) -> set[int]:
-    """Return the ops whose result Inductor is to write down where it is made.
+def _kept(captured: Capture) -> dict[str, frozenset[int]]:
+    """Return by phase the ops whose result Inductor is to write down where it is made.
 
     It would compute it inside a kernel that reads it, and hold all that it is made of until that
-    one runs, later in the backward or at its end.
+    one runs, later in the backward or at its end. A sum over a batch of a few is among them, since
+    what it is made of is as many times as large, and so is what it reads and a library call too:
+    that is a buffer, but not yet where the sum would be taken of it.
     """
     problem = captured.problem
     if problem.compiler != "inductor":
-        return set()
+        return dict.fromkeys(("forward", "backward"), frozenset())
     held = problem.pace.held
     late = [i for i in held if costs.constant_under(captured.op_nodes[i]) is not None]
     makers = {problem.values[v].producer for i in late for v in held[i]}
-    return {i for i in makers if problem.fuses[i]} | problem.written
+    fused = (i for i in makers if problem.fuses[i])
+    sums = [i for i, n in enumerate(captured.op_nodes) if costs.is_unrolled(n)]
+    read = {v for i in sums for v in problem.ops[i].inputs}
+    shared = {v for v in read if not all(problem.fuses[i] for i in problem.readers[v])}
+    summed = (problem.values[v].producer for v in shared)
+    unrolled = frozenset(sums).union(i for i in summed if i >= 0 and problem.fuses[i])
+    return {"forward": unrolled, "backward": unrolled.union(fused, problem.written)}
 
 
 def _is_backward_input(node: fx.Node) -> bool:

@@ -61,6 +61,7 @@ EVERYWHERE = {
         "patch",
         "post_grad_fusion_options",
         "reorder_for_peak_memory",
+        "unroll_reductions_threshold",
     ),
     "torch._inductor.custom_graph_pass": ("CustomPartitionerFn",),
     "torch._inductor.graph": ("GraphLowering",),
