@@ -70,7 +70,9 @@ class Neighbours:
         self.machine = machine
         self._program = Program(problem, recomputing_schedule(problem))
         self._known: dict[bytes, _Tried] = {}
-        self._left = 0
+        # What the present search has measured or found known, and how much it may.
+        self._tries = 0
+        self._seen: set[bytes] = set()
 
     def improved(self, starts: Iterable[Schedule], budget: int, tries: int) -> Candidate | None:
         """Return the cheapest schedule found under a budget, None where there is none.
@@ -82,8 +84,7 @@ class Neighbours:
         """
         best: _Tried | None = None
         for schedule in starts:
-            self._left = tries
-            one = self._under(self._measured(self._carried_by(schedule)), budget)
+            one = self._under(self._begin(schedule, tries), budget)
             while one is not None:
                 if best is None or one.cost < best.cost:
                     best = one
@@ -97,10 +98,9 @@ class Neighbours:
             schedule: the schedule to begin with.
             tries: how many schedules may be measured.
         """
-        self._left = tries
-        best = self._measured(self._carried_by(schedule))
+        best = self._begin(schedule, tries)
         step = _STEP
-        while step >= _LEAST and self._left > 0:
+        while step >= _LEAST and not self._spent:
             lower = self._under(best, int(best.candidate.peak * (1 - step)))
             best, step = (lower, step) if lower is not None else (best, step / 2)
         return best.candidate
@@ -255,12 +255,26 @@ class Neighbours:
         return carried
 
     def _try(self, carried: Flags) -> _Tried | None:
-        """Return a schedule, measured; None where enough were."""
-        if carried.tobytes() not in self._known:
-            if self._left <= 0:
+        """Return a schedule, measured; None where enough were.
+
+        What an earlier search has measured counts too: no answer depends on what was asked before.
+        """
+        key = carried.tobytes()
+        if key not in self._seen:
+            if self._spent:
                 return None
-            self._left -= 1
+            self._seen.add(key)
         return self._measured(carried)
+
+    def _begin(self, schedule: Schedule, tries: int) -> _Tried:
+        """Return the schedule that a search begins with, measured."""
+        self._tries, self._seen = tries, set()
+        return self._measured(self._carried_by(schedule))
+
+    @property
+    def _spent(self) -> bool:
+        """Whether the present search may measure no more."""
+        return len(self._seen) >= self._tries
 
     def _measured(self, carried: Flags) -> _Tried:
         key = carried.tobytes()

@@ -89,6 +89,18 @@ def test_a_schedule_over_the_budget_is_brought_under_it_or_given_up():
     assert Neighbours(problem, CPU).improved([planner.fastest], 1, 100) is None
 
 
+@COMPILERS
+def test_no_answer_depends_on_what_was_asked_before(compiler):
+    for seed in range(20):
+        problem = small_chain(seed, compiler)
+        (lean, *_), peak = starts(problem, seed), Planner(problem, CPU).fastest_peak
+        asked = Neighbours(problem, CPU)
+        for budget in range(peak, peak // 2, -max(1, peak // 20)):
+            again = Neighbours(problem, CPU).improved([lean], budget, 10)
+            assert asked.improved([lean], budget, 10) == again
+        assert asked.lowered(lean, 10) == Neighbours(problem, CPU).lowered(lean, 10)
+
+
 def test_no_more_is_measured_than_is_allowed(monkeypatch):
     problem = layers(6)
     planner = Planner(problem, CPU)
