@@ -12,7 +12,7 @@ their base at each use; ``split.py`` makes forward and backward of it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,23 +231,40 @@ def _kept(captured: Capture) -> dict[str, frozenset[int]]:
     """Return by phase the ops whose result Inductor is to write down where it is made.
 
     It would compute it inside a kernel that reads it, and hold all that it is made of until that
-    one runs, later in the backward or at its end. A sum over a batch of a few is among them, since
-    what it is made of is as many times as large, and so is what it reads and a library call too:
-    that is a buffer, but not yet where the sum would be taken of it.
+    one runs, later in the backward or at its end.
     """
     problem = captured.problem
     if problem.compiler != "inductor":
         return dict.fromkeys(("forward", "backward"), frozenset())
     held = problem.pace.held
     late = [i for i in held if costs.constant_under(captured.op_nodes[i]) is not None]
-    makers = {problem.values[v].producer for i in late for v in held[i]}
-    fused = (i for i in makers if problem.fuses[i])
-    sums = [i for i, n in enumerate(captured.op_nodes) if costs.is_unrolled(n)]
+    summed = _summed(captured)
+    backward = (
+        summed | problem.written | _fused_makers(captured, (v for i in late for v in held[i]))
+    )
+    return {"forward": summed, "backward": backward}
+
+
+def _summed(captured: Capture) -> frozenset[int]:
+    """Return the sums over a batch of a few, and what they read that a library call reads too.
+
+    A sum's summands are as many times as large. What the call reads is a buffer, but not yet one
+    where a sum is taken of it before.
+    """
+    problem = captured.problem
+    sums = frozenset(i for i, n in enumerate(captured.op_nodes) if costs.is_unrolled(n))
     read = {v for i in sums for v in problem.ops[i].inputs}
-    shared = {v for v in read if not all(problem.fuses[i] for i in problem.readers[v])}
-    summed = (problem.values[v].producer for v in shared)
-    unrolled = frozenset(sums).union(i for i in summed if i >= 0 and problem.fuses[i])
-    return {"forward": unrolled, "backward": unrolled.union(fused, problem.written)}
+    shared = (v for v in read if not all(problem.fuses[i] for i in problem.readers[v]))
+    return sums | _fused_makers(captured, shared)
+
+
+def _fused_makers(captured: Capture, values: Iterable[int]) -> frozenset[int]:
+    """Return the ops that make some values, each as its only one, where these may fuse."""
+    problem = captured.problem
+    makers = {problem.values[v].producer for v in values} - {-1}
+    nodes = captured.op_nodes
+    single = (i for i in makers if isinstance(nodes[i].meta.get("val"), torch.Tensor))
+    return frozenset(i for i in single if problem.fuses[i])
 
 
 def _is_backward_input(node: fx.Node) -> bool:

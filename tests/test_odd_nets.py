@@ -49,6 +49,22 @@ class Dropouts(nn.Module):
         return x.square().mean()
 
 
+class Moments(nn.Module):
+    """Variances, of an op that makes two values: summed over a batch of four, and multiplied."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+        self.weight = nn.Parameter(torch.randn(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            var, mean = torch.var_mean(layer(x), -1, keepdim=True)
+            gate = torch.sigmoid(var.transpose(1, 2) @ self.weight)
+            x = x * gate + var.sum(0).sin() + mean
+        return x.square().mean()
+
+
 class Cell(nn.Module):
     """One linear layer at eight steps: its weight's gradient is a sum of eight matmuls."""
 
@@ -175,6 +191,7 @@ CASES = {
         ),
         (8, 64, 64),
     ),
+    "moments": (Moments, (4, 64, 64)),
     "head": (Head, (2, 3, 16, 16)),
     "towers": (Towers, (4, 3, 64, 64)),
 }
