@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from recut.partitioners.problem import Rule
 from recut.passes import _torch, costs
+from recut.passes.views import base_of, is_view, op_of
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -29,6 +30,11 @@ _DECISIONS = {
     aten.nanmedian, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.multinomial,
     aten.nonzero, aten.unique_consecutive, aten._unique2, aten.searchsorted, aten.bucketize,
     prims._low_memory_max_pool_with_offsets, aten.adaptive_max_pool2d,
+}  # fmt: skip
+
+# What a gradient compares with its own input, to find where it was taken.
+_EXTREMES = {
+    aten.amax, aten.amin, aten.max, aten.min, aten.aminmax, aten.median, aten.nanmedian,
 }  # fmt: skip
 
 # Inductor's draw of seeds: a few bytes that make every random op a pure function.
@@ -155,11 +161,32 @@ def _refuse_decision(node: fx.Node) -> str:
     return ""
 
 
+def _refuse_compared(node: fx.Node) -> str:
+    """Refuse an extreme and what it was taken of, where the gradient looks for one in the other.
+
+    Made by two kernels they may differ in the last bit, and the gradient is shared among none.
+    """
+    for equality in _equalities(node):
+        if any(costs.packet(op_of(base_of(n))) in _EXTREMES for n in equality.all_input_nodes):
+            return "a gradient compares it with an extreme"
+    return ""
+
+
+def _equalities(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the comparisons for equality that read a node or a view of it."""
+    for user in node.users:
+        if user.target is aten.eq.Tensor:
+            yield user
+        elif user.op != "output" and is_view(user):
+            yield from _equalities(user)
+
+
 _REFUSALS: tuple[Callable[[fx.Node], str], ...] = (
     _refuse_tagged,
     _refuse_symbolic,
     _refuse_target,
     _refuse_decision,
+    _refuse_compared,
 )
 
 

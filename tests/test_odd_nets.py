@@ -49,6 +49,21 @@ class Dropouts(nn.Module):
         return x.square().mean()
 
 
+class Extremes(nn.Module):
+    """Extremes, whose gradients look for them in what they were taken of."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            y = functional.gelu(layer(x)) * torch.tanh(x)
+            x = x + y - y.mean(0, keepdim=True) + y.amax(0) * y.norm(torch.inf, 1, keepdim=True)
+            x = x / (1 + y.amin() ** 2)
+        return x.square().mean()
+
+
 class Moments(nn.Module):
     """Variances, of an op that makes two values: summed over a batch of four, and multiplied."""
 
@@ -192,6 +207,7 @@ CASES = {
         (8, 64, 64),
     ),
     "moments": (Moments, (4, 64, 64)),
+    "extremes": (Extremes, (9, 64, 64)),
     "head": (Head, (2, 3, 16, 16)),
     "towers": (Towers, (4, 3, 64, 64)),
 }
