@@ -189,11 +189,6 @@ class Problem:
         return tuple(op.kind is Kind.COMPUTE for op in self.ops)
 
     @cached_property
-    def is_heavy(self) -> tuple[bool, ...]:
-        """For each op whether its result is kept where several ops read it."""
-        return tuple(op.heavy for op in self.ops)
-
-    @cached_property
     def save_seconds(self) -> tuple[float, ...]:
         """For each value what saving it costs: its reading, and its writing where fusion spares it.
 

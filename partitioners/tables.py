@@ -82,7 +82,7 @@ class Tables:
         self.never_saved = flags(  # by value
             v.producer >= 0 and ops[v.producer].rule is Rule.MUST_RECOMPUTE for v in values
         )
-        self.heavy = flags(problem.is_heavy)
+        self.heavy = flags(o.heavy for o in ops)
         self.flat = flags(o.flat for o in ops)
         self.inplace = flags(o.inplace for o in ops)
         self.reduces = self.fuses & ~pointwise
