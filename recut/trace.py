@@ -101,6 +101,14 @@ def joint_graph(call: Call, taker: Taker, dynamic: Dynamic | None = None) -> Non
     """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         raise TraceError(call.name, "TORCHDYNAMO_DISABLE=1 is set", "unset it to trace a model")
+    if not torch.cuda.is_available() and any(t.is_cuda for t in call.tensors()):
+        # Autograd asks for the device's context even where all tensors are fake.
+        raise TraceError(
+            call.name,
+            "it lies on a GPU, and this machine has none",
+            "make it without a device: nothing runs, and the machine's description says what it is "
+            "planned for",
+        )
     call = _without_data(call)
     taken = False
     failed: list[Exception] = []
@@ -202,7 +210,10 @@ def _told(name: str, error: Exception) -> TraceError:
     users = [place for place in places if "site-packages" not in place[0]] or places
     place = f" at {users[-1][0].rsplit('/', 1)[-1]}:{users[-1][1]}" if users else ""
     own = re.search(r"(?:: got |raised exception )(\w+\(.*\))", text)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Of a backend that failed the first line says no more than that.
+    reasons = [line for line in lines if not line.endswith("raised:")] or lines
+    first = next(iter(reasons), "no reason given")
     if own is None and isinstance(error, _torch.Unsupported):
         return TraceError(
             name,

@@ -242,6 +242,14 @@ def test_a_model_that_trains_nothing_is_refused(model):
         recut.plan(model, torch.empty(4, 8))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it has a GPU here")
+def test_a_model_on_a_gpu_that_is_not_there_is_refused():
+    with FakeTensorMode():
+        x = torch.empty(2, 4, device="cuda")
+    with pytest.raises(recut.TraceError, match="this machine has none; make it without a device"):
+        recut.plan(nn.Linear(4, 4), x)
+
+
 def test_errors_of_the_model_are_told():
     with pytest.raises(recut.TraceError, match="Linear cannot be planned: tracing it failed"):
         recut.plan(nn.Linear(8, 8), torch.empty(4, 9))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -202,6 +203,26 @@ def _from_file(path: Path) -> Any:
     return module
 
 
+@contextmanager
+def _fake() -> Iterator[None]:
+    """Make fake tensors, and let modules be moved and cast, as ``model.bfloat16()`` does.
+
+    A module swaps a fake parameter for the new one, and torch swaps nothing that a weak reference
+    leads to. The mode's own do (``torch/_subclasses/meta_utils.py``): which fake tensor a real one
+    has become, for the next time that it is met.
+    """
+    swap = torch.utils.swap_tensors
+
+    def swapped(one: torch.Tensor, other: torch.Tensor) -> None:
+        memo.clear()
+        swap(one, other)  # type: ignore[no-untyped-call, unused-ignore]
+
+    with _torch.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        memo = mode.fake_tensor_converter.meta_converter.tensor_memo
+        with mock.patch.object(torch.utils, "swap_tensors", swapped):
+            yield
+
+
 def called(text: str, make: Callable[..., Any], keywords: Mapping[str, Any], real: bool) -> Call:
     """Return the model and the inputs that a factory makes.
 
@@ -214,9 +235,8 @@ def called(text: str, make: Callable[..., Any], keywords: Mapping[str, Any], rea
     Raises:
         SettingError: it fails, or returns something else.
     """
-    mode = nullcontext() if real else _torch.FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with mode:
+        with nullcontext() if real else _fake():
             made = make(**keywords)
     except (Exception, SystemExit) as error:
         remedy = "does it run by itself?"
