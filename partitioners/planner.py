@@ -7,8 +7,10 @@
    most promising ones are rounded (``rounding.py``), and the cheapest answer wins.
 3. Where that costs much more than the bound (``bound.py``), the same for segmentations in two
    levels, in which a segment is recomputed as a whole first and piece by piece again.
-4. Of a small problem the best of these, improved step by step (``neighbours.py``).
-5. The floor: the lowest peak over the segmentations near the one that needs least. It is found
+4. What these leave of the budget is filled, and where the plan still costs much more than the
+   bound, so are the bases of the most promising programs (``room.py``).
+5. Of a small problem the best of these, improved step by step (``neighbours.py``).
+6. The floor: the lowest peak over the segmentations near the one that needs least. It is found
    without looking at the budget, so it does not move with it.
 
 Each budget is planned alone; a :meth:`Planner.sweep` is monotone by construction.
@@ -21,9 +23,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 
 from recut.partitioners.bound import seconds_bound
 from recut.partitioners.errors import Culprit, InfeasibleBudget, Proof
@@ -35,24 +36,15 @@ from recut.partitioners.needs import Need, Needs
 from recut.partitioners.neighbours import Neighbours
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Phase, Problem
-from recut.partitioners.program import Program, Solution
+from recut.partitioners.programs import SMALL, Programs, ask
 from recut.partitioners.refusal import culprits, proof
-from recut.partitioners.rounding import bare, fill, shrink
-from recut.partitioners.schedule import Schedule, Stretches, lazy_schedule
-from recut.partitioners.search import SHRINKS, Found, Worth, ask, climb, named, solve
-from recut.partitioners.segments import Forward
+from recut.partitioners.rounding import shrink
+from recut.partitioners.schedule import Schedule, lazy_schedule
+from recut.partitioners.search import SHRINKS, Found, Search, named
 from recut.partitioners.timing import step_seconds
 
-_SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
-# How many segmentations in a row may be worse before the search gives up on finer (coarser) ones.
-_PATIENCE = 2
-# Problems of at most as many ops are searched without giving up, and their plans' neighbours too.
-_SMALL = 400
 # How many neighbours of a plan are measured.
 _NEIGHBOURS = 100
-# Programs that are rounded, the most promising first; more only until one has an answer.
-_ROUNDED = 3
-_IN_VAIN = 6
 # Programs that are asked for a peak below the lowest of all.
 _LEANEST = 4
 # Of the budgets of a sweep every so manieth is searched in full.
@@ -61,8 +53,6 @@ _SWEPT = 3
 _SWEPT_LOSS = 0.0025
 # Segments in segments are worth a look where a plan may lose this share of a step.
 _LOSS = 0.005
-# How often a schedule becomes the base of a program that improves on it.
-_IMPROVEMENTS = 3
 
 
 class Planner:
@@ -78,7 +68,7 @@ class Planner:
         self.problem = problem
         self.machine = machine
         self.seconds = seconds
-        self._programs: dict[tuple[int, int], Program] = {}
+        self._programs = Programs(problem)
         self._answers: dict[int, Found | None] = {}
         self._bounds: dict[int, tuple[float, float]] = {}
 
@@ -112,26 +102,9 @@ class Planner:
         return schedule.seconds(problem) - either
 
     @cached_property
-    def _forward(self) -> Forward:
-        return Forward(self.problem)
-
-    @cached_property
-    def _cuts(self) -> tuple[tuple[frozenset[int], tuple[int, ...]], ...]:
-        """Ways to divide the forward, the coarsest first: what crosses the positions, and these."""
-        total = int(self._forward.made_bytes.sum())
-        cuts = dict.fromkeys(self._forward.cut(int(total / k)) for k in _SEGMENTS)
-        # Different positions may be crossed by the same values.
-        return tuple({self._forward.crossings(cut): cut for cut in cuts}.items())
-
-    @cached_property
     def _step_seconds(self) -> float:
         """What a step of the fastest plan takes."""
         return step_seconds(self.problem, self.fastest, self.machine)
-
-    @property
-    def _effort(self) -> int:
-        """How many programs are worth solving in vain: all of a small problem's."""
-        return _PATIENCE if len(self.problem.ops) > _SMALL else len(_SEGMENTS)
 
     @property
     def lowest(self) -> Candidate:
@@ -143,34 +116,37 @@ class Planner:
         """The schedule with the lowest peak, and the planner's name for its plan."""
         best = Candidate(self.fastest_peak, self.fastest.seconds(self.problem), self.fastest)
 
-        def peak(k: int, finer: int) -> tuple[float, int]:
-            return (self._program(k, finer).peak, k)
+        programs = self._programs
 
-        for k in range(len(self._cuts)):
-            self._program(k, k)
-        self._nested(peak)
-        most = min(program.peak for program in self._programs.values()) * SHRINKS
-        near = [key for key, program in self._programs.items() if program.peak <= most]
-        shrunk = {key: shrink(self._programs[key]) for key in near}
+        def peak(k: int, finer: int) -> tuple[float, int]:
+            return (programs.program(k, finer).peak, k)
+
+        for k in range(programs.count):
+            peak(k, k)
+        programs.nested(peak)
+        most = min(program.peak for program in programs.known.values()) * SHRINKS
+        near = [key for key, program in programs.known.items() if program.peak <= most]
+        shrunk = {key: shrink(programs.program(*key)) for key in near}
         near.sort(key=lambda key: (shrunk[key].peak, key))
         best = min(best, shrunk[near[0]], key=lambda c: c.peak)
         explore = partial(ask, near[:_LEANEST])
         # What the programs find for this very peak may be cheaper, and lie below it all the same.
         budget = best.peak
         end = time.monotonic() + self.seconds
-        while found := self._search(budget, explore, end):
+        while found := self._search(budget, end - time.monotonic()).rounded(explore):
             best = found.candidate
             budget = best.peak - (best.peak == budget)
+        search = self._search(best.peak)
+        best = search.filled(search.found(best)).candidate
         if self._neighbours is not None:
             best = self._neighbours.lowered(best.schedule, _NEIGHBOURS)
             best = self._neighbours.improved([best.schedule], best.peak, _NEIGHBOURS) or best
-        failed = any(program.failed for program in self._programs.values())
-        return best, named("floor", time.monotonic() > end, failed)
+        return best, named("floor", time.monotonic() > end, programs.failed)
 
     @cached_property
     def _neighbours(self) -> Neighbours | None:
         """The neighbours of a small problem's schedules."""
-        small = len(self.problem.ops) <= _SMALL
+        small = len(self.problem.ops) <= SMALL
         return Neighbours(self.problem, self.machine) if small else None
 
     @property
@@ -206,12 +182,13 @@ class Planner:
 
         It is the best of segmentations in one level; None where they have none.
         """
-        found = self._search(budget, self._plain, math.inf)
+        found = self._search(budget).rounded(self._programs.plain)
         return None if found is None else (found.candidate.schedule, found.name)
 
     def known(self) -> dict[Schedule, str]:
         """Return schedules that are known or need no search, with their planners' names."""
-        bare = (self._program(k, k).schedule for k in range(len(self._cuts)))
+        programs = self._programs
+        bare = (programs.program(k, k).schedule for k in range(programs.count))
         answers = [answer for answer in self._answers.values() if answer]
         found = dict.fromkeys(bare, "segments, bare")
         found |= {answer.candidate.schedule: answer.name for answer in answers}
@@ -249,7 +226,7 @@ class Planner:
             known = tried.under(budget)
             if k in found or (known is not None and self._loss(known, budget) < _SWEPT_LOSS):
                 continue
-            if answer := self._search(budget, partial(ask, keys), math.inf, tried):
+            if answer := self._search(budget, tried=tried).rounded(partial(ask, keys)):
                 found[k] = answer
         pool = {c.schedule: (c.peak, "sweep") for c in tried.candidates}
         pool |= {f.candidate.schedule: (f.candidate.peak, f.name) for f in found.values()}
@@ -299,138 +276,49 @@ class Planner:
         most = max(places, key=lambda p: live[int(needs.order[p])], default=None)
         return None if most is None else needs.at(most)
 
-    def _program(self, k: int, finer: int) -> Program:
-        """Return the program of a segmentation, with segments divided where another one divides."""
-        if (k, finer) not in self._programs:
-            crossings, cut = self._cuts[k]
-            stretches = None
-            if finer != k:
-                last = self._forward.ops((*cut, *self._cuts[finer][1]))
-                stretches = Stretches(self.problem, last)
-            schedule = lazy_schedule(self.problem, crossings, stretches=stretches)
-            self._programs[k, finer] = Program(self.problem, schedule)
-        return self._programs[k, finer]
-
-    def _plain(self, worth: Worth) -> None:
-        """Ask what segmentations are worth."""
-        count = len(self._cuts)
-        climb(range(count), count // 2, lambda k: worth(k, k), self._effort)
-
-    def _nested(self, worth: Worth) -> None:
-        """Ask what segmentations within segmentations are worth."""
-        count = len(self._cuts)
-        if count < 2:
-            return
-        far = min(2, count - 1)
-        k = climb(range(count - far), (count - far) // 2, lambda k: worth(k, k + far), _PATIENCE)
-        q = climb(range(k + 1, count), k + far, lambda q: worth(k, q), _PATIENCE)
-        climb(range(q), k, lambda k: worth(k, q), _PATIENCE)
-
     def _cheapest(self, budget: int) -> Found | None:
         """Return the cheapest schedule that the programs give under a budget."""
         if budget not in self._answers:
             self._answers[budget] = self._asked(budget, None)
         return self._answers[budget]
 
+    def _search(
+        self, budget: int, seconds: float = math.inf, tried: Frontier | None = None
+    ) -> Search:
+        """Return the search for a budget."""
+        return Search(self._programs, self.machine, budget, seconds, tried)
+
     def _asked(self, budget: int, tried: Frontier | None) -> Found | None:
         """Return what :meth:`_cheapest` keeps; what is tried is added to ``tried``."""
-        end = time.monotonic() + self.seconds
-        best = self._search(budget, self._plain, end, tried)
-        if best is None or self._loss(best.candidate, budget) >= _LOSS:
-            nested = self._search(budget, self._nested, end, tried)
+        search = self._search(budget, self.seconds, tried)
+        best = search.rounded(self._programs.plain)
+        if not self._near(best, budget):
+            nested = search.rounded(self._programs.nested)
             if nested is None:
-                best = best and replace(best, cut_short=best.cut_short or time.monotonic() > end)
+                best = best and replace(best, cut_short=best.cut_short or search.late)
             elif best is None or nested.step < best.step:
                 best = nested
+        if best is not None:
+            best = search.filled(best)
+        if not search.late and not self._near(best, budget):
+            best = search.dropped(best)
         if best is None and self.floor <= budget:
             candidate, planner = self._lowest
-            best = Found(candidate, self._step(candidate), (0, 0), planner=planner)
-        if best is None or self._neighbours is None or time.monotonic() > end:
-            return best
-        if self._loss(best.candidate, budget) < _LOSS:
+            best = search.found(candidate, planner=planner)
+        if best is None or self._neighbours is None or search.late or self._near(best, budget):
             return best
         starts = (best.candidate.schedule, self.fastest)
-        candidate = self._neighbours.improved(starts, budget, _NEIGHBOURS) or best.candidate
-        if tried is not None:
-            tried.add(candidate)
-        return replace(best, candidate=candidate, step=self._step(candidate))
+        better = self._neighbours.improved(starts, budget, _NEIGHBOURS)
+        return best if better is None else search.instead(best, better)
 
-    def _step(self, candidate: Candidate) -> float:
-        """Return what a step of a schedule takes."""
-        return step_seconds(self.problem, candidate.schedule, self.machine)
+    def _near(self, found: Found | None, budget: int) -> bool:
+        """Return whether what was found is so near the bound that to look further does not pay."""
+        return found is not None and self._loss(found.candidate, budget) < _LOSS
 
     def _loss(self, candidate: Candidate, budget: int) -> float:
         """Return how much more than the bound a schedule costs, as a share of a step."""
         loss = candidate.seconds - self.cheapest_seconds - self.bounds(budget)[0]
         return loss / max(self._step_seconds, 1e-30)
-
-    def _search(
-        self,
-        budget: int,
-        explore: Callable[[Worth], None],
-        end: float,
-        tried: Frontier | None = None,
-    ) -> Found | None:
-        """Return the cheapest schedule under a budget that some programs give before ``end``."""
-        best: Found | None = None
-        solved: dict[tuple[int, int], Solution] = {}
-
-        @cache
-        def worth(k: int, finer: int) -> tuple[float, int]:
-            program = self._program(k, finer)
-            solution = solve(program, budget)
-            if solution is None:
-                return (math.inf, program.peak)
-            solved[k, finer] = solution
-            return (solution.target, program.peak)
-
-        explore(worth)
-        for rank, key in enumerate(sorted(solved, key=lambda key: (solved[key].target, key))):
-            # A program errs on the side of caution: the least of all is not always the best's.
-            if rank >= (_IN_VAIN if best is None else _ROUNDED):
-                break
-            if best is not None and solved[key].target >= best.seconds:
-                break
-            if time.monotonic() > end:
-                best = best or self._bare(budget)
-                return None if best is None else replace(best, cut_short=True)
-            found = fill(self._program(*key), budget, solved[key], tried)
-            if found is None:
-                continue
-            step = self._step(found)
-            if best is None or step < best.step:
-                best = Found(found, step, key)
-        failed = any(program.failed for program in self._programs.values())
-        best = best or (self._bare(budget) if failed else None)
-        if best is None:
-            return None
-        return replace(self._improved(best, budget, tried), failed=failed)
-
-    def _bare(self, budget: int) -> Found | None:
-        """Return the cheapest of the programs' bases that fit: schedules without a solution."""
-        bases = ((bare(program), key) for key, program in self._programs.items())
-        fit = [(base.seconds, key, base) for base, key in bases if base.peak <= budget]
-        if not fit:
-            return None
-        _, key, base = min(fit, key=lambda found: found[:2])
-        return Found(base, self._step(base), key)
-
-    def _improved(self, best: Found, budget: int, tried: Frontier | None) -> Found:
-        """Return the best of a schedule and what a program with that base makes of it.
-
-        The program knows the lives of what this very schedule recomputes.
-        """
-        for _ in range(_IMPROVEMENTS):
-            program = Program(self.problem, best.candidate.schedule)
-            solution = program.solve(budget)
-            found = None if solution is None else fill(program, budget, solution, tried)
-            if found is None or found.seconds >= best.seconds:
-                break
-            step = self._step(found)
-            if step >= best.step:
-                break
-            best = replace(best, candidate=found, step=step)
-        return best
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""

@@ -31,13 +31,13 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
+from recut.partitioners.again import Again
 from recut.partitioners.evaluator import Liveness, measure
 from recut.partitioners.frontier import Candidate
 from recut.partitioners.problem import Problem
-from recut.partitioners.schedule import Schedule, forward_order
+from recut.partitioners.schedule import Schedule
 from recut.partitioners.solver import Answer, LinearProgram
 from recut.partitioners.tables import Flags, Floats, Ints
-from recut.partitioners.trace import asked_at
 
 _MOMENTS = 64
 
@@ -74,13 +74,14 @@ class Program:
         self.measured: dict[bytes, Candidate] = {}
 
     @cached_property
-    def _lives(self) -> Liveness:
+    def lives(self) -> Liveness:
+        """The base's liveness."""
         return measure(self.problem, self.schedule)
 
     @property
     def peak(self) -> int:
         """The base's peak, bytes."""
-        return self._lives.peak
+        return self.lives.peak
 
     @cached_property
     def _fixed_seconds(self) -> float:
@@ -88,13 +89,13 @@ class Program:
         return float(self.problem.tables.save[list(self.schedule.saved(self.problem))].sum())
 
     @cached_property
-    def _again(self) -> _Again:
-        return _Again(self.problem, self._lives)
+    def _again(self) -> Again:
+        return Again(self.problem, self.lives)
 
     @cached_property
     def columns(self) -> _Columns:
         """The program's columns."""
-        return _Columns(self.problem, self._lives, self._again)
+        return _Columns(self.problem, self.lives, self._again)
 
     def carrying(self, carried: Flags) -> Schedule:
         """Return the base with some of ``columns.instances`` carried instead of made.
@@ -108,7 +109,7 @@ class Program:
     def _rows(self) -> tuple[csr_array, Floats, Floats]:
         """The rows, and what they may be at most: availability, then memory less the budget."""
         matrix, most = _availability(self.columns)
-        memory, fixed = _memory(self.columns, self._lives)
+        memory, fixed = _memory(self.columns, self.lives)
         scale = max(self.peak, 1)
         return vstack([matrix, memory / scale], format="csr"), most, fixed / scale
 
@@ -166,81 +167,6 @@ class Program:
         return Solution(target, remade, remade + share)
 
 
-class _Again:
-    """The instances that a schedule's recomputations make, and who reads them.
-
-    Attributes:
-        made: for each instance, whether a recomputation makes it.
-        entry: for each instance the moment of the schedule at which it is made.
-        before: for each instance the one of the same value before it if a recomputation makes
-            that, -1 if the forward does or could.
-        passed_on: which instances are the one before another.
-        edges: (instance, moment): a recomputation reads what a recomputation makes.
-        needed: which instances the backward's own ops read, or the step returns.
-    """
-
-    def __init__(self, problem: Problem, lives: Liveness) -> None:
-        self.problem = problem
-        trace = lives.trace
-        self.order, self.split = trace.order, trace.split
-        own = problem.tables.backward[trace.order]
-        own[: trace.split] = True
-        self.entry = trace.start
-        self.made = self.entry >= trace.split
-        self.made[self.made] = ~own[self.entry[self.made]]
-        which = np.flatnonzero(self.made)
-        which = which[np.argsort(lives.value[which], kind="stable")]
-        self.before = np.full(len(self.made), -1)
-        same = lives.value[which[1:]] == lives.value[which[:-1]]
-        self.before[which[1:][same]] = which[:-1][same]
-        self.passed_on = np.zeros(len(self.made), dtype=np.bool_)
-        self.passed_on[self.before[self.before >= 0]] = True
-        inside = self.made[trace.read]
-        read, at = trace.read[inside], trace.at[inside]
-        by_own = own[at]
-        self.edges = read[~by_own], at[~by_own]
-        # What has to be there: for the backward's own ops, and what the step returns at its end.
-        returned = np.flatnonzero(trace.returned & self.made)
-        self._asked = np.concatenate([read[by_own], returned])
-        when = asked_at(problem, trace, read[by_own], at[by_own])
-        self._when = np.concatenate([when, np.full(len(returned), len(trace.order))])
-        self.needed = np.zeros(len(self.made), dtype=np.bool_)
-        self.needed[self._asked] = True
-        self._own = own
-
-    def carrying(self, carried: Ints) -> Schedule:
-        """Return the schedule with some instances carried from the one before instead of made."""
-        order, split, never = self.order, self.split, len(self.order)
-        # Where each instance is made then; -1 for what the forward makes.
-        skip = np.zeros(len(self.made) + 1, dtype=np.bool_)  # the last entry is the forward's -1
-        skip[carried] = True
-        final = np.arange(len(self.made))
-        while (skipped := skip[final]).any():
-            final[skipped] = self.before[final[skipped]]
-        place = np.where(final >= 0, self.entry[final], -1)
-        # The stage at which an entry runs: the place of the own op that it runs in front of.
-        stage = np.full(never + 1, never + 1)
-        np.minimum.at(stage, place[self._asked], self._when)
-        stages = stage.tolist()
-        read, at = self.edges
-        from_backward = place[read] >= 0
-        pairs = (place[read[from_backward]].tolist(), at[from_backward].tolist())
-        # Reads stand in the order of their moments, and what is read was made before.
-        for source, reader in zip(*map(reversed, pairs), strict=True):
-            stages[source] = min(stages[source], stages[reader])
-        stage = np.array(stages[:never])
-        again = np.flatnonzero(~self._own & (stage <= never))
-        own = np.arange(split, never)[self._own[split:]]
-        count = len(self.problem.ops)
-        # At each stage what is recomputed for it, in joint-graph order and once, then its own op.
-        keys = np.concatenate(
-            [stage[again] * 2 * count + order[again], (own * 2 + 1) * count + order[own]]
-        )
-        backward = tuple((np.unique(keys) % count).tolist())
-        saved = Schedule((), backward).saved(self.problem)
-        return Schedule(forward_order(self.problem, saved), backward)
-
-
 class _Columns:
     """Which column stands for what: first groups of recomputations, then carried instances.
 
@@ -255,34 +181,26 @@ class _Columns:
         seconds: what each column adds.
     """
 
-    def __init__(self, problem: Problem, lives: Liveness, again: _Again) -> None:
+    def __init__(self, problem: Problem, lives: Liveness, again: Again) -> None:
         self.again = again
         self.tables = tables = problem.tables
         self.value = value = lives.value
-        order = again.order
-        count = len(value)
-        readers = np.bincount(again.edges[0], minlength=count)
-        self.used = again.needed | again.passed_on | (readers > 0)
+        self.used = again.needed | again.passed_on | (again.readers > 0)
         from_forward = again.before < 0
         never = again.made & from_forward & tables.never_saved[value]
         may = again.made & ~never
-        never[again.edges[0]] |= self._dominated(readers, lives)
-        self._join(readers, never)
+        never[again.edges[0]] |= self._dominated(lives)
+        self._join(never)
         of = np.flatnonzero(may)
         self.instances = of[np.argsort(value[of], kind="stable")]
         self.is_column = (self.used & ~never)[self.instances]
         entries = np.flatnonzero(self.of_entry >= 0)
-        seconds = tables.again[order[entries]].copy()
-        # What only the backward needs runs once in any case.
-        first = np.zeros(len(entries), dtype=np.bool_)
-        first[np.unique(order[entries], return_index=True)[1]] = True
-        seconds[first & ~tables.forward[order[entries]]] = 0.0
         self.seconds = np.zeros(self.groups + int(self.is_column.sum()))
-        np.add.at(self.seconds, self.of_entry[entries], seconds)
+        np.add.at(self.seconds, self.of_entry[entries], again.seconds[entries])
         columns = self.instances[self.is_column]
         self.seconds[self.groups :] = np.where(from_forward, tables.save[value], 0.0)[columns]
 
-    def _dominated(self, readers: Ints, lives: Liveness) -> Flags:
+    def _dominated(self, lives: Liveness) -> Flags:
         """Return for each edge whether saving what its reader makes is as good as its instance."""
         again, tables, value, used = self.again, self.tables, self.value, self.used
         entries = len(again.order)
@@ -296,7 +214,9 @@ class _Columns:
         until = np.zeros(entries, dtype=np.int64)
         np.maximum.at(until, again.entry[inside], lives.end[inside])
         instance, reader = again.edges
-        alone = ~again.needed[instance] & (readers[instance] == 1) & (again.before[instance] < 0)
+        alone = (
+            ~again.needed[instance] & (again.readers[instance] == 1) & (again.before[instance] < 0)
+        )
         alone &= ~again.passed_on[instance]
         dominated: Flags = alone & ~fixed[reader] & (makes[reader] <= tables.bytes[value[instance]])
         dominated &= until[reader] <= lives.end[instance]
@@ -307,7 +227,7 @@ class _Columns:
         dominated &= price[reader] <= tables.save[value[instance]] + seconds
         return dominated
 
-    def _join(self, readers: Ints, never: Flags) -> None:
+    def _join(self, never: Flags) -> None:
         """Number the groups: what only one recomputation asks for joins it."""
         again = self.again
         entries = len(again.order)
@@ -315,7 +235,7 @@ class _Columns:
         instance, reader = again.edges
         entry = again.entry[instance]
         joins = never[instance] & ~again.needed[instance] & ~again.passed_on[instance]
-        joins &= (readers[instance] == 1) & (count[entry] == 1)
+        joins &= (again.readers[instance] == 1) & (count[entry] == 1)
         leader = np.arange(entries)
         leader[entry[joins]] = reader[joins]
         while not np.array_equal(leader, further := leader[leader]):

@@ -1,18 +1,36 @@
-"""How the planner walks over segmentations: what it asks of each, what it keeps of an answer."""
+"""What the programs have to offer for one budget.
+
+The most promising programs are rounded (``rounding.py``), and the best schedule becomes the base of
+a program that improves on it. Others come of the programs' bases, from which recomputations are
+dropped as long as their results fit (``room.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cache
 
-from recut.partitioners.frontier import Candidate
+from recut.partitioners.evaluator import measure
+from recut.partitioners.frontier import Candidate, Frontier
+from recut.partitioners.machine import Machine
 from recut.partitioners.program import Program, Solution
+from recut.partitioners.programs import Explore, Key, Programs
+from recut.partitioners.room import Base, filled
+from recut.partitioners.rounding import bare, fill
+from recut.partitioners.timing import step_seconds
 
 # A program whose leanest schedule is this much over a budget has nothing cheap to offer under it.
 SHRINKS = 1.25
-
-# What a program is worth: less is better.
-Worth = Callable[[int, int], tuple[float, int]]
+# Programs that are rounded, the most promising first; more only until one has an answer.
+_ROUNDED = 3
+_IN_VAIN = 6
+# How often a schedule becomes the base of a program that improves on it.
+_IMPROVEMENTS = 3
+# Programs whose bases are looked at, the most promising first, and of how many something is made.
+_BASES = 8
+_DROPPED = 3
 
 
 @dataclass(frozen=True)
@@ -30,7 +48,7 @@ class Found:
 
     candidate: Candidate
     step: float
-    key: tuple[int, int]
+    key: Key
     cut_short: bool = False
     failed: bool = False
     planner: str = ""
@@ -49,16 +67,151 @@ class Found:
         return named(planner, self.cut_short, self.failed)
 
 
+class Search:
+    """The search for the cheapest schedule under one budget.
+
+    Args:
+        programs: the problem's programs.
+        machine: what starting a kernel costs.
+        budget: bytes.
+        seconds: how long the search may take.
+        tried: what is told of all that is tried, whether it fits or not.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        machine: Machine,
+        budget: int,
+        seconds: float = math.inf,
+        tried: Frontier | None = None,
+    ) -> None:
+        self.problem = programs.problem
+        self.programs = programs
+        self.machine = machine
+        self.budget = budget
+        self.tried = tried
+        self._end = time.monotonic() + seconds
+        self._solved: dict[Key, Solution] = {}
+
+    @property
+    def late(self) -> bool:
+        """Whether the time has run out."""
+        return time.monotonic() > self._end
+
+    def found(self, candidate: Candidate, key: Key = (0, 0), planner: str = "") -> Found:
+        """Return a schedule as one that was found, and tell of it."""
+        if self.tried is not None:
+            self.tried.add(candidate)
+        step = step_seconds(self.problem, candidate.schedule, self.machine)
+        return Found(candidate, step, key, planner=planner)
+
+    def rounded(self, explore: Explore) -> Found | None:
+        """Return the cheapest schedule that some programs give."""
+        best: Found | None = None
+        solved: dict[Key, Solution] = {}
+
+        @cache
+        def worth(k: int, finer: int) -> tuple[float, int]:
+            program = self.programs.program(k, finer)
+            solution = solve(program, self.budget)
+            if solution is None:
+                return (math.inf, program.peak)
+            solved[k, finer] = solution
+            return (solution.target, program.peak)
+
+        explore(worth)
+        self._solved |= solved
+        for rank, key in enumerate(_ranked(solved)):
+            # A program errs on the side of caution: the least of all is not always the best's.
+            if rank >= (_IN_VAIN if best is None else _ROUNDED):
+                break
+            if best is not None and solved[key].target >= best.seconds:
+                break
+            if self.late:
+                best = best or self._bare()
+                return None if best is None else replace(best, cut_short=True)
+            candidate = fill(self._program(key), self.budget, solved[key], self.tried)
+            if candidate is not None:
+                best = _better(best, self.found(candidate, key))
+        failed = self.programs.failed
+        best = best or (self._bare() if failed else None)
+        return None if best is None else replace(self._improved(best), failed=failed)
+
+    def _bare(self) -> Found | None:
+        """Return the cheapest of the programs' bases that fit: schedules without a solution."""
+        bases = ((bare(program), key) for key, program in self.programs.known.items())
+        fit = [(base.seconds, key, base) for base, key in bases if base.peak <= self.budget]
+        if not fit:
+            return None
+        _, key, base = min(fit, key=lambda found: found[:2])
+        return self.found(base, key)
+
+    def _improved(self, best: Found) -> Found:
+        """Return the best of a schedule and what a program with that base makes of it.
+
+        The program knows the lives of what this very schedule recomputes.
+        """
+        for _ in range(_IMPROVEMENTS):
+            program = Program(self.problem, best.candidate.schedule)
+            solution = program.solve(self.budget)
+            candidate = None
+            if solution is not None:
+                candidate = fill(program, self.budget, solution, self.tried)
+            if candidate is None or candidate.seconds >= best.seconds:
+                break
+            step = self.found(candidate).step
+            if step >= best.step:
+                break
+            best = replace(best, candidate=candidate, step=step)
+        return best
+
+    def dropped(self, best: Found | None) -> Found | None:
+        """Return the best of a schedule and of bases without some of what they recompute.
+
+        The bases are those of the programs that were solved, as far as they fit.
+        """
+        fit = [key for key in _ranked(self._solved) if self._program(key).peak <= self.budget]
+        choices = {key: self.programs.base(*key).choice(self.budget) for key in fit[:_BASES]}
+        other = best
+        for key in sorted(choices, key=lambda key: (choices[key].seconds, key))[:_DROPPED]:
+            base = self.programs.base(*key).without(choices[key], self.budget)
+            if base is not None:
+                other = _better(other, self.found(filled(base, self.budget).candidate, key))
+        if other is None or other is best:
+            return best
+        return replace(self.filled(self._improved(other)), failed=self.programs.failed)
+
+    def _program(self, key: Key) -> Program:
+        return self.programs.program(*key)
+
+    def filled(self, best: Found) -> Found:
+        """Return a schedule without what it recomputes and has room for."""
+        schedule = best.candidate.schedule
+        base = Base(self.problem, schedule, measure(self.problem, schedule))
+        other = self.found(filled(base, self.budget).candidate)
+        return self.instead(best, other.candidate)
+
+    def instead(self, best: Found, candidate: Candidate) -> Found:
+        """Return what was found, or the same with another schedule where that takes less."""
+        step = self.found(candidate).step
+        return best if step >= best.step else replace(best, candidate=candidate, step=step)
+
+
+def _ranked(solved: dict[Key, Solution]) -> list[Key]:
+    """Return the programs that were solved, the most promising first."""
+    return sorted(solved, key=lambda key: (solved[key].target, key))
+
+
+def _better(best: Found | None, other: Found) -> Found:
+    """Return the one of which a step takes less."""
+    return other if best is None or other.step < best.step else best
+
+
 def named(planner: str, cut_short: bool, failed: bool) -> str:
     """Return the name of a planner that may not have had the time or the solver that it wanted."""
     reasons = ["cut short by solver_seconds"] * cut_short + ["the solver failed"] * failed
     return f"{planner} ({', '.join(reasons)})" if reasons else planner
-
-
-def ask(keys: Collection[tuple[int, int]], worth: Worth) -> None:
-    """Ask what some segmentations are worth."""
-    for key in sorted(keys):
-        worth(*key)
 
 
 def solve(program: Program, budget: int) -> Solution | None:
@@ -71,23 +224,4 @@ def solve(program: Program, budget: int) -> Solution | None:
     return program.solve(budget)
 
 
-def climb(
-    among: range, start: int, value: Callable[[int], tuple[float, int]], patience: int
-) -> int:
-    """Ask for the values around the least of some numbers, and return where it is.
-
-    The walk leaves a side where ``patience`` in a row are no better.
-    """
-    best, where = value(start), start
-    for side in (range(start - 1, among.start - 1, -1), range(start + 1, among.stop)):
-        idle = 0
-        for k in side:
-            found = value(k)
-            idle = 0 if found < best else idle + 1
-            best, where = min((best, where), (found, k))
-            if idle == patience:
-                break
-    return where
-
-
-__all__ = ["SHRINKS", "Found", "Worth", "ask", "climb", "named", "solve"]
+__all__ = ["SHRINKS", "Found", "Search", "named", "solve"]
