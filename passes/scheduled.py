@@ -36,7 +36,8 @@ class Expectation:
         moments: by name of the node that stands for it, the place of each of the graph's entries.
         ops: op of the problem at each place.
         live: bytes that the evaluator counts at each place.
-        workspace: bytes of ``live`` that library calls allocate beside Inductor's buffers.
+        workspace: bytes of ``live`` that library calls allocate beside Inductor's buffers, what
+            nothing reads of their results included.
         inputs: bytes of each saved tensor by name of its placeholder, freed at its last read.
         held: bytes that live throughout and that the graph neither makes nor frees.
         limit: bytes that the graph's kernels must not exceed; None where nothing is promised.
@@ -93,12 +94,13 @@ def expectations(
         copied: int = 0,
     ) -> Expectation:
         ops = tuple(emission.ops[n.name] for n in entries)
+        beside = (problem.ops[i].workspace - problem.ops[i].observed for i in ops)
         return Expectation(
             digest=problem.digest,
             moments={n.name: k for k, n in enumerate(entries)},
             ops=ops,
             live=line.live[base : base + len(ops)],
-            workspace=tuple(problem.ops[i].workspace - problem.ops[i].observed for i in ops),
+            workspace=tuple(size + unread.get(base + k, 0) for k, size in enumerate(beside)),
             inputs=inputs,
             held=held,
             limit=limit,
@@ -107,12 +109,26 @@ def expectations(
             any_size=bool(problem.sizes),
         )
 
+    unread = _unread(problem, line)
     returned, copied = _returned(problem), _copied(captured, emission)
     split = line.split
     return (
         part(entries[:split], 0, limits[0], {}),
         part(entries[split:], split, limits[1], _saved(captured, emission), returned, copied),
     )
+
+
+def _unread(problem: Problem, line: Timeline) -> dict[int, int]:
+    """Return by moment the bytes of what a library call makes and nothing reads.
+
+    Inductor has no buffer for that: a dropout that is drawn again for its mask makes the rest too.
+    """
+    sizes: dict[int, int] = {}
+    for instance in line.instances:
+        producer = problem.values[instance.value].producer
+        if 0 <= instance.start == instance.end and not problem.fuses[producer]:
+            sizes[instance.start] = sizes.get(instance.start, 0) + instance.bytes
+    return sizes
 
 
 def _returned(problem: Problem) -> int:

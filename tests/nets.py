@@ -22,6 +22,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])  # torch's
 ROWS, WIDTH = 256, 32
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from nets import floor_expected
+from nets import RELEASE, floor_expected
 from torch import Tensor
 
 import recut
@@ -65,7 +65,7 @@ def test_rows_of_a_vector_do_not_share_a_buffer():
 
 
 @pytest.mark.skipif(
-    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13),
+    RELEASE < (2, 13),
     reason="torch before 2.13 fails on this program: its C++ backend fuses loops that it cannot "
     "make alike, and asserts that it has",
 )

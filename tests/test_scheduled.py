@@ -7,13 +7,17 @@ from functools import partial
 import pytest
 import torch
 from nets import NETS, floor_expected
+from problems import Net
 from test_backend import BUILT, step
 from torch import nn
 
 import recut.backend
 from benchmarks import measure
 from benchmarks.models import Transformer, UNet
-from recut.passes import _torch, capture
+from recut.partitioners.evaluator import evaluate
+from recut.partitioners.problem import Kind, Phase
+from recut.partitioners.schedule import lazy_schedule
+from recut.passes import _torch, capture, scheduled
 from recut.passes.fusion import PlannedOrder
 
 
@@ -265,3 +269,17 @@ def test_the_users_own_pass_runs_first():
     assert PlannedOrder(users).uuid() != PlannedOrder().uuid()
     train("mlp", "1.0", inductor={"_post_fusion_custom_pass": users})
     assert users.seen
+
+
+def test_what_a_library_call_makes_and_nothing_reads_is_counted():
+    """Inductor has no buffer for it: a dropout is drawn again for its mask and makes the rest."""
+    net = Net()
+    x, tangent = net.input(), net.input("tangent")
+    _, mask = net.op("draw", (x,), 100, 10)
+    (y,) = net.op("norm", (mask,), 20, kind=Kind.POINTWISE)
+    _, z = net.op("moments", (y,), 40, 30, kind=Kind.REDUCTION)
+    (loss,) = net.op("loss", (z,), 1)
+    (gradient,) = net.op("back", (tangent, mask), 10, phase=Phase.BACKWARD)
+    problem = net.problem((loss,), (gradient,), "inductor")
+    line = evaluate(problem, lazy_schedule(problem, ()))
+    assert scheduled._unread(problem, line) == {0: 100, line.split: 100}

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NETS, ROWS, WIDTH, Checkpointed, Net, SharedMLP, floor_expected, rows
+from nets import NETS, RELEASE, ROWS, WIDTH, Checkpointed, Net, SharedMLP, floor_expected, rows
 from steps import Graphs, assert_same, by_dynamo, take_steps
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
@@ -165,7 +165,7 @@ def test_a_sequence_in_checkpoints_is_eagers(monkeypatch, budget):
     with floor_expected():
         got = take_steps(torch.compile(module, backend=backend), module, inputs, 2)
     assert_same(got, want)
-    assert recut.reports()
+    assert recut.reports() or RELEASE < (2, 12)  # which leaves the layers to eager mode
 
 
 def test_a_tag_of_the_users_that_makes_a_budget_infeasible_is_named(monkeypatch):
