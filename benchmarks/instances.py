@@ -20,6 +20,7 @@ import networkx as nx
 from rich.console import Console
 from rich.table import Table
 
+from recut.partitioners.effort import HIGH
 from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.machine import CPU
 from recut.partitioners.planner import Planner
@@ -119,7 +120,7 @@ def solve(name: str, problem: Problem, percent: int) -> Row:
     plain = peak(problem, range(len(problem.ops)))
     budget = plain * percent // 100
     start = time.perf_counter()
-    planner = Planner(problem, CPU)
+    planner = Planner(problem, CPU, effort=HIGH)
     try:
         plan = planner.plan(budget)
     except InfeasibleBudget as error:

@@ -27,6 +27,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 
 from recut.partitioners.bound import seconds_bound
+from recut.partitioners.effort import NORMAL, Effort
 from recut.partitioners.errors import Culprit, InfeasibleBudget, Proof
 from recut.partitioners.evaluator import Liveness, measure
 from recut.partitioners.fastest import cheapest_cut, fastest
@@ -43,16 +44,18 @@ from recut.partitioners.schedule import Schedule, lazy_schedule
 from recut.partitioners.search import SHRINKS, Found, Search, named
 from recut.partitioners.timing import step_seconds
 
-# How many neighbours of a plan are measured.
-_NEIGHBOURS = 100
 # Programs that are asked for a peak below the lowest of all.
 _LEANEST = 4
 # Of the budgets of a sweep every so manieth is searched in full.
 _SWEPT = 3
 # What is this near to the bound, as a share of a step, is not searched for in a sweep.
 _SWEPT_LOSS = 0.0025
-# Segments in segments are worth a look where a plan may lose this share of a step.
-_LOSS = 0.005
+
+
+# What adds no more than this share over the bound is proven.
+_PROVEN = 1e-5
+# Moments of each kind that bounds of a small problem are made for.
+_MOMENTS = 4
 
 
 class Planner:
@@ -62,12 +65,20 @@ class Planner:
         problem: the problem.
         machine: what starting a kernel costs.
         seconds: time for one plan; what it cuts short says so in its planner's name.
+        effort: how far a plan is searched for.
     """
 
-    def __init__(self, problem: Problem, machine: Machine, seconds: float = float("inf")) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        machine: Machine,
+        seconds: float = float("inf"),
+        effort: Effort = NORMAL,
+    ) -> None:
         self.problem = problem
         self.machine = machine
         self.seconds = seconds
+        self.effort = effort
         self._programs = Programs(problem)
         self._answers: dict[int, Found | None] = {}
         self._bounds: dict[int, tuple[float, float]] = {}
@@ -139,8 +150,9 @@ class Planner:
         search = self._search(best.peak)
         best = search.filled(search.found(best)).candidate
         if self._neighbours is not None:
-            best = self._neighbours.lowered(best.schedule, _NEIGHBOURS)
-            best = self._neighbours.improved([best.schedule], best.peak, _NEIGHBOURS) or best
+            tries = NORMAL.neighbours
+            best = self._neighbours.lowered(best.schedule, tries)
+            best = self._neighbours.improved([best.schedule], best.peak, tries) or best
         return best, named("floor", time.monotonic() > end, programs.failed)
 
     @cached_property
@@ -182,7 +194,7 @@ class Planner:
 
         It is the best of segmentations in one level; None where they have none.
         """
-        found = self._search(budget).rounded(self._programs.plain)
+        found = self._search(budget).plain()
         return None if found is None else (found.candidate.schedule, found.name)
 
     def known(self) -> dict[Schedule, str]:
@@ -241,8 +253,25 @@ class Planner:
     def _made(self, schedule: Schedule, budget: int, planner: str) -> Plan:
         problem = self.problem
         added = max(0.0, schedule.seconds(problem) - self.cheapest_seconds)
-        bounds = self.bounds(budget) if added else (0.0, 0.0)
+        bounds = self._proven(budget, added) if added else (0.0, 0.0)
         return make_plan(problem, schedule, budget, planner, added, bounds)
+
+    def _proven(self, budget: int, added: float) -> tuple[float, float]:
+        """Return what :meth:`bounds` does, sharper for a small problem: for what a plan adds.
+
+        Each moment gives a bound of its own. The fullest ones say most, and of a low budget those
+        at which every plan holds most.
+        """
+        in_order, any_order = self.bounds(budget)
+        if len(self.problem.ops) > SMALL:
+            return in_order, any_order
+        for need in (None, *self._full):
+            if in_order >= added * (1 - _PROVEN):
+                break
+            bound = seconds_bound(self.problem, budget, need, whole=True) - self.cheapest_seconds
+            in_order = max(in_order, bound)
+            any_order = max(any_order, bound) if need is None else any_order
+        return in_order, any_order
 
     def bounds(self, budget: int) -> tuple[float, float]:
         """Return what any plan under ``budget`` bytes adds: in the backward's order, and in any.
@@ -256,9 +285,9 @@ class Planner:
     def _bounded(self, budget: int) -> tuple[float, float]:
         """Return what :meth:`bounds` keeps."""
         any_order = max(0.0, seconds_bound(self.problem, budget) - self.cheapest_seconds)
-        if self._fullest is None:
+        if not self._full:
             return any_order, any_order
-        in_order = seconds_bound(self.problem, budget, self._fullest) - self.cheapest_seconds
+        in_order = seconds_bound(self.problem, budget, self._full[0]) - self.cheapest_seconds
         return max(any_order, in_order), any_order
 
     @cached_property
@@ -267,14 +296,18 @@ class Planner:
         return Needs(self.problem)
 
     @cached_property
-    def _fullest(self) -> Need | None:
-        """The needs of the op of the backward at which the fastest plan holds most."""
+    def _full(self) -> list[Need]:
+        """The needs of some ops of the backward: of the one first where the fastest plan is full.
+
+        Behind those at which it holds most stand those at which every plan does.
+        """
         lives, needs = self._fastest_lives, self.needs
         live = dict(zip(self.fastest.backward, lives.live[lives.split :].tolist(), strict=True))
         first = len(self.problem.forward_order)
         places = [p for p in range(first, len(needs.order)) if needs.moments[p]]
-        most = max(places, key=lambda p: live[int(needs.order[p])], default=None)
-        return None if most is None else needs.at(most)
+        fullest = sorted(places, key=lambda p: -live[int(needs.order[p])])[:_MOMENTS]
+        needed = sorted(places, key=lambda p: -int(needs.bytes[p]))[:_MOMENTS]
+        return [needs.at(p) for p in dict.fromkeys((*fullest, *needed))]
 
     def _cheapest(self, budget: int) -> Found | None:
         """Return the cheapest schedule that the programs give under a budget."""
@@ -283,37 +316,59 @@ class Planner:
         return self._answers[budget]
 
     def _search(
-        self, budget: int, seconds: float = math.inf, tried: Frontier | None = None
+        self,
+        budget: int,
+        seconds: float = math.inf,
+        tried: Frontier | None = None,
+        effort: Effort = NORMAL,
     ) -> Search:
         """Return the search for a budget."""
-        return Search(self._programs, self.machine, budget, seconds, tried)
+        return Search(self._programs, self.machine, budget, seconds, tried, effort)
 
     def _asked(self, budget: int, tried: Frontier | None) -> Found | None:
-        """Return what :meth:`_cheapest` keeps; what is tried is added to ``tried``."""
-        search = self._search(budget, self.seconds, tried)
-        best = search.rounded(self._programs.plain)
-        if not self._near(best, budget):
-            nested = search.rounded(self._programs.nested)
+        """Return what :meth:`_cheapest` keeps; what is tried is added to ``tried``.
+
+        More effort starts with less: it finds nothing dearer.
+        """
+        end = time.monotonic() + self.seconds
+        best = None
+        for effort in dict.fromkeys((NORMAL, self.effort)):
+            if best is not None and (time.monotonic() > end or self._near(best, budget, effort)):
+                break
+            search = self._search(budget, end - time.monotonic(), tried, effort)
+            found = self._answered(search, effort)
+            if found is not None and (best is None or found.step < best.step):
+                best = found
+        return best
+
+    def _answered(self, search: Search, effort: Effort) -> Found | None:
+        """Return what a search comes to."""
+        budget = search.budget
+        best = search.plain()
+        if not self._near(best, budget, effort):
+            nested = search.nested()
             if nested is None:
                 best = best and replace(best, cut_short=best.cut_short or search.late)
             elif best is None or nested.step < best.step:
                 best = nested
         if best is not None:
             best = search.filled(best)
-        if not search.late and not self._near(best, budget):
+        if not search.late and not self._near(best, budget, effort):
             best = search.dropped(best)
         if best is None and self.floor <= budget:
             candidate, planner = self._lowest
             best = search.found(candidate, planner=planner)
-        if best is None or self._neighbours is None or search.late or self._near(best, budget):
+        if best is None or self._neighbours is None or search.late:
+            return best
+        if self._near(best, budget, effort):
             return best
         starts = (best.candidate.schedule, self.fastest)
-        better = self._neighbours.improved(starts, budget, _NEIGHBOURS)
+        better = self._neighbours.improved(starts, budget, effort.neighbours)
         return best if better is None else search.instead(best, better)
 
-    def _near(self, found: Found | None, budget: int) -> bool:
+    def _near(self, found: Found | None, budget: int, effort: Effort) -> bool:
         """Return whether what was found is so near the bound that to look further does not pay."""
-        return found is not None and self._loss(found.candidate, budget) < _LOSS
+        return found is not None and self._loss(found.candidate, budget) < effort.near
 
     def _loss(self, candidate: Candidate, budget: int) -> float:
         """Return how much more than the bound a schedule costs, as a share of a step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import cached_property
 
+from recut.partitioners.effort import NORMAL
 from recut.partitioners.problem import Problem
 from recut.partitioners.program import Program
 from recut.partitioners.room import Base
@@ -12,8 +13,6 @@ from recut.partitioners.schedule import Stretches, lazy_schedule
 from recut.partitioners.segments import Forward
 
 _SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
-# How many segmentations in a row may be worse before the search gives up on finer (coarser) ones.
-_PATIENCE = 2
 # Problems of at most as many ops are searched without giving up, and their plans' neighbours too.
 SMALL = 400
 
@@ -79,20 +78,20 @@ class Programs:
             self._bases[k, finer] = Base(self.problem, program.schedule, program.lives)
         return self._bases[k, finer]
 
-    def plain(self, worth: Worth) -> None:
+    def plain(self, worth: Worth, patience: int = NORMAL.patience) -> None:
         """Ask what segmentations are worth: of a small problem all, of others while it pays."""
-        effort = _PATIENCE if len(self.problem.ops) > SMALL else len(_SEGMENTS)
-        climb(range(self.count), self.count // 2, lambda k: worth(k, k), effort)
+        patience = patience if len(self.problem.ops) > SMALL else len(_SEGMENTS)
+        climb(range(self.count), self.count // 2, lambda k: worth(k, k), patience)
 
-    def nested(self, worth: Worth) -> None:
+    def nested(self, worth: Worth, patience: int = NORMAL.patience) -> None:
         """Ask what segmentations within segmentations are worth."""
         count = self.count
         if count < 2:
             return
         far = min(2, count - 1)
-        k = climb(range(count - far), (count - far) // 2, lambda k: worth(k, k + far), _PATIENCE)
-        q = climb(range(k + 1, count), k + far, lambda q: worth(k, q), _PATIENCE)
-        climb(range(q), k, lambda k: worth(k, q), _PATIENCE)
+        k = climb(range(count - far), (count - far) // 2, lambda k: worth(k, k + far), patience)
+        q = climb(range(k + 1, count), k + far, lambda q: worth(k, q), patience)
+        climb(range(q), k, lambda k: worth(k, q), patience)
 
 
 def ask(keys: Collection[Key], worth: Worth) -> None:

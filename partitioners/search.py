@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
+from recut.partitioners.effort import NORMAL, Effort
 from recut.partitioners.evaluator import measure
 from recut.partitioners.frontier import Candidate, Frontier
 from recut.partitioners.machine import Machine
@@ -23,14 +24,10 @@ from recut.partitioners.timing import step_seconds
 
 # A program whose leanest schedule is this much over a budget has nothing cheap to offer under it.
 SHRINKS = 1.25
-# Programs that are rounded, the most promising first; more only until one has an answer.
-_ROUNDED = 3
+# Programs that are rounded at least, until one has an answer.
 _IN_VAIN = 6
 # How often a schedule becomes the base of a program that improves on it.
 _IMPROVEMENTS = 3
-# Programs whose bases are looked at, the most promising first, and of how many something is made.
-_BASES = 8
-_DROPPED = 3
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,7 @@ class Search:
         budget: bytes.
         seconds: how long the search may take.
         tried: what is told of all that is tried, whether it fits or not.
+        effort: how far it is searched.
     """
 
     def __init__(
@@ -85,12 +83,14 @@ class Search:
         budget: int,
         seconds: float = math.inf,
         tried: Frontier | None = None,
+        effort: Effort = NORMAL,
     ) -> None:
         self.problem = programs.problem
         self.programs = programs
         self.machine = machine
         self.budget = budget
         self.tried = tried
+        self.effort = effort
         self._end = time.monotonic() + seconds
         self._solved: dict[Key, Solution] = {}
 
@@ -105,6 +105,14 @@ class Search:
             self.tried.add(candidate)
         step = step_seconds(self.problem, candidate.schedule, self.machine)
         return Found(candidate, step, key, planner=planner)
+
+    def plain(self) -> Found | None:
+        """Return the cheapest schedule of segmentations in one level."""
+        return self.rounded(partial(self.programs.plain, patience=self.effort.patience))
+
+    def nested(self) -> Found | None:
+        """Return the cheapest schedule of segmentations in two levels."""
+        return self.rounded(partial(self.programs.nested, patience=self.effort.patience))
 
     def rounded(self, explore: Explore) -> Found | None:
         """Return the cheapest schedule that some programs give."""
@@ -122,9 +130,10 @@ class Search:
 
         explore(worth)
         self._solved |= solved
+        rounded = self.effort.rounded
         for rank, key in enumerate(_ranked(solved)):
             # A program errs on the side of caution: the least of all is not always the best's.
-            if rank >= (_IN_VAIN if best is None else _ROUNDED):
+            if rank >= (max(_IN_VAIN, rounded) if best is None else rounded):
                 break
             if best is not None and solved[key].target >= best.seconds:
                 break
@@ -172,9 +181,13 @@ class Search:
         The bases are those of the programs that were solved, as far as they fit.
         """
         fit = [key for key in _ranked(self._solved) if self._program(key).peak <= self.budget]
-        choices = {key: self.programs.base(*key).choice(self.budget) for key in fit[:_BASES]}
+        fit = fit[: self.effort.bases]
+        choices = {key: self.programs.base(*key).choice(self.budget) for key in fit}
         other = best
-        for key in sorted(choices, key=lambda key: (choices[key].seconds, key))[:_DROPPED]:
+        promising = sorted(choices, key=lambda key: (choices[key].seconds, key))
+        for key in promising[: self.effort.dropped]:
+            if self.late:
+                break
             base = self.programs.base(*key).without(choices[key], self.budget)
             if base is not None:
                 other = _better(other, self.found(filled(base, self.budget).candidate, key))

@@ -18,6 +18,7 @@ from torch import fx
 
 from recut.budget import Budget
 from recut.files import replayed
+from recut.partitioners.effort import EFFORTS
 from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.machine import Machine
 from recut.partitioners.plan import Plan
@@ -99,7 +100,8 @@ def choose(
     observed = captured
     if known is not None:
         observed = replace(captured, problem=captured.problem.with_observed(known.observed))
-    planner = Planner(observed.problem, machine, settings.solver_seconds)
+    effort = EFFORTS[settings.effort]
+    planner = Planner(observed.problem, machine, settings.solver_seconds, effort)
     if known is None:
         budget = settings.memory_budget.resolve(planner.fastest_peak, free_bytes(joint))
     else:
@@ -115,7 +117,7 @@ def choose(
         if "plain" not in tried:
             if observed is not captured:
                 # What was observed of several plans adds up to a floor that none of them has.
-                planner = Planner(captured.problem, machine, settings.solver_seconds)
+                planner = Planner(captured.problem, machine, settings.solver_seconds, effort)
             return _trial("plain", budget, captured, planner)
         if known is not None and known.observed and "observed" not in tried and not spent:
             return _trial("observed", budget, observed, planner)

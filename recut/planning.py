@@ -20,6 +20,7 @@ from recut.choosing import free_bytes, plan_under, tightened
 from recut.errors import SettingError, TraceError
 from recut.machines import in_force, pick
 from recut.measured import measured_costs
+from recut.partitioners.effort import EFFORTS, NORMAL, Effort
 from recut.partitioners.machine import Machine
 from recut.partitioners.outline import outline
 from recut.partitioners.plan import Plan
@@ -53,9 +54,9 @@ class Traced:
     free: Callable[[], int] | None
     region: float | None = None
 
-    def planner(self, seconds: float = float("inf")) -> Planner:
-        """Return a planner that takes so many seconds for a plan."""
-        return Planner(self.problem, self.machine, seconds)
+    def planner(self, seconds: float = float("inf"), effort: Effort = NORMAL) -> Planner:
+        """Return a planner that takes so many seconds for a plan, and searches so far."""
+        return Planner(self.problem, self.machine, seconds, effort)
 
 
 def trace(call: Call, settings: Settings, dynamic: Dynamic | None = None) -> Traced:
@@ -106,7 +107,7 @@ def planned(traced: Traced, settings: Settings) -> PlannedGraph:
         SettingError: the budget is "auto", and the machine is not this one.
     """
     start = time.perf_counter()
-    planner = traced.planner(settings.solver_seconds)
+    planner = traced.planner(settings.solver_seconds, EFFORTS[settings.effort])
     if (region := traced.region) is not None:
         settings = tightened(settings, region, planner.fastest_peak, traced.free)
     budget = settings.memory_budget.resolve(planner.fastest_peak, traced.free)
@@ -244,12 +245,12 @@ class Sweep:
         return {**about, "points": [asdict(point) for point in self.points]}
 
 
-def swept(traced: Traced, points: int) -> Sweep:
+def swept(traced: Traced, points: int, effort: Effort = NORMAL) -> Sweep:
     """Return the frontier of a traced model; see :func:`sweep`."""
     if not isinstance(points, int) or points < 2:
         raise SettingError("points", points, "a sweep has at least 2 points", "give 16, say")
     start = time.perf_counter()
-    planner = traced.planner()
+    planner = traced.planner(effort=effort)
     with collector_paused():
         plans = planner.sweep(points)
     graph = PlannedGraph(
@@ -285,7 +286,9 @@ def sweep(
         TraceError: the model has no training graph, or more than one.
         SettingError: the machine or the number of points cannot be read.
     """
-    return swept(trace(Call(model, args, kwargs), read_settings(machine=machine)), points)
+    settings = read_settings(machine=machine)
+    traced = trace(Call(model, args, kwargs), settings)
+    return swept(traced, points, EFFORTS[settings.effort])
 
 
 __all__ = [

@@ -10,6 +10,7 @@ RECUT_DUMP             dump                folder; default: nothing is written
 RECUT_DUMP_PASSES      dump_passes         "1": dump what each pass read and made too; default "0"
 RECUT_PLAN             plan                file with a saved plan; default: none
 RECUT_SOLVER_SECONDS   solver_seconds      seconds per graph; default ``10``
+RECUT_EFFORT           effort              "normal" (default), or "high": search further for a plan
 RECUT_MACHINE          machine             name or file of a machine description; default:
                                            what ``recut calibrate`` measured, or a built-in
 RECUT_COSTS            costs               "model" (default), or "measure": time each call
@@ -32,6 +33,7 @@ from typing import Literal, NoReturn
 
 from recut.budget import WHOLE, Budget, parse_budget
 from recut.errors import SettingError
+from recut.partitioners.effort import EFFORTS
 from recut.partitioners.machine import MACHINES, Machine
 
 __all__ = ["Settings", "check_inductor_options"]
@@ -43,6 +45,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "RECUT_DUMP_PASSES": "dump_passes",
     "RECUT_PLAN": "plan",
     "RECUT_SOLVER_SECONDS": "solver_seconds",
+    "RECUT_EFFORT": "effort",
     "RECUT_MACHINE": "machine",
     "RECUT_COSTS": "costs",
 }
@@ -52,6 +55,7 @@ OPTIONS = (
     "dump_passes",
     "plan",
     "solver_seconds",
+    "effort",
     "machine",
     "costs",
     "inductor",
@@ -67,6 +71,7 @@ class Settings:
         dump: folder for graph dumps and reports, or ``None`` to write nothing.
         plan: file with a saved plan to replay, or ``None`` to plan.
         solver_seconds: time the planner may spend on one graph, seconds.
+        effort: "normal", or "high" to search further (``partitioners.effort``).
         machine: description that prices operations, or ``None`` for the best that is known.
         costs: "model", or "measure" to time each call of a graph once on its device.
         inductor: options passed through to Inductor; do not write to it.
@@ -77,6 +82,7 @@ class Settings:
     dump: Path | None = None
     plan: Path | None = None
     solver_seconds: float = 10.0
+    effort: Literal["normal", "high"] = "normal"
     machine: Machine | None = None
     costs: Literal["model", "measure"] = "model"
     inductor: Mapping[str, object] = field(default_factory=dict)
@@ -116,6 +122,7 @@ class Settings:
             "dump_passes": _read_switch,
             "plan": _read_plan,
             "solver_seconds": _read_seconds,
+            "effort": _read_effort,
             "machine": _read_machine,
             "costs": _read_costs,
             "inductor": _read_inductor,
@@ -131,7 +138,8 @@ class Settings:
     def key(self) -> str:
         """Return a hash, stable across runs and machines, of all that can change a plan.
 
-        It covers the budget, the kind of costs, the solver's time and the content of the plan file.
+        It covers the budget, the kind of costs, the solver's time, the effort and the content of
+        the plan file.
         Not ``dump`` and ``dump_passes``, which change no plan, ``machine``, which has a key of its
         own, nor ``inductor``, which Inductor's own cache keys cover. What ``"auto"`` resolves to is
         not known here.
@@ -145,6 +153,7 @@ class Settings:
             "plan": plan,
             "costs": self.costs,
             "solver_seconds": repr(self.solver_seconds),
+            "effort": self.effort,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -254,6 +263,16 @@ def _read_machine(value: object, source: str) -> Machine | None:
         return Machine.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise SettingError(source, value, f"no readable description ({error})", remedy) from error
+
+
+def _read_effort(value: object, source: str) -> str:
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text not in EFFORTS:
+        raise SettingError(
+            source, value, "unknown effort",
+            'give "normal", or "high" for plans that take longer to find',
+        )  # fmt: skip
+    return str(text)
 
 
 def _read_costs(value: object, source: str) -> str:

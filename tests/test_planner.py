@@ -15,6 +15,7 @@ import pytest
 from optimum import Optimum
 from problems import Net, forward_values, layers, random_problem, small_chain, subsets
 
+from recut.partitioners.effort import EFFORTS
 from recut.partitioners.errors import ForeignPlan, InfeasibleBudget, InvalidSchedule
 from recut.partitioners.evaluator import evaluate
 from recut.partitioners.machine import CPU
@@ -22,6 +23,7 @@ from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.planner import Planner
 from recut.partitioners.problem import Kind, Phase, Problem, Rule
 from recut.partitioners.schedule import Schedule, lazy_schedule
+from recut.partitioners.timing import step_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILERS = pytest.mark.parametrize("compiler", ["eager", "inductor"])
@@ -162,6 +164,22 @@ def test_no_plan_and_no_bound_beats_the_optimum():
     # Of chains so short a heuristic misses some optima, and what it adds to them may be a multiple.
     assert optimal >= 0.95 * plans
     assert spent <= 1.03 * least
+
+
+def test_more_effort_finds_nothing_dearer():
+    shorter = 0
+    drawn = (random_problem(seed, c) for c in ("eager", "inductor") for seed in range(8))
+    for problem in (*drawn, layers(12)):
+        normal, high = (Planner(problem, CPU, effort=effort) for effort in EFFORTS.values())
+        assert normal.floor == high.floor
+        for budget in budgets(normal):
+            plan = high.plan(budget)
+            confirm(high, plan, budget)
+            steps = (p.plan(budget).schedule for p in (normal, high))
+            before, after = (step_seconds(problem, schedule, CPU) for schedule in steps)
+            assert after <= before * (1 + 1e-12)
+            shorter += after < before * (1 - 1e-6)
+    assert shorter
 
 
 def test_what_cannot_be_met_names_the_floor_and_what_sets_it():

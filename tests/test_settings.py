@@ -287,7 +287,10 @@ def test_an_empty_environment_variable_is_unset(empty):
         ("dumps", "did you mean dump?"),
         ("solver_second", "did you mean solver_seconds?"),
         ("Plan", "did you mean plan?"),
-        ("zzz", "known are costs, dump, dump_passes, inductor, machine, memory_budget, plan"),
+        (
+            "zzz",
+            "known are costs, dump, dump_passes, effort, inductor, machine, memory_budget, plan",
+        ),
         (3, "known are"),
     ],
 )
@@ -348,6 +351,18 @@ def test_solver_seconds(value, seconds):
     assert Settings.read({"solver_seconds": value}, {}).solver_seconds == seconds
 
 
+@pytest.mark.parametrize("value", ["high", " HIGH ", "normal"])
+def test_effort(value):
+    assert Settings.read({"effort": value}, {}).effort == value.strip().lower()
+    assert Settings.read(None, {"RECUT_EFFORT": value}).effort == value.strip().lower()
+
+
+@pytest.mark.parametrize("value", ["higher", 2, True, None])
+def test_refused_effort(value):
+    with refused("effort", 'give "normal", or "high"'):
+        Settings.read({"effort": value}, {})
+
+
 @pytest.mark.parametrize(
     "value", [0, -1, math.nan, math.inf, "nan", "soon", "10s", True, None, [1], 10**400]
 )
@@ -394,6 +409,7 @@ def test_key_changes_with_what_changes_a_plan(tmp_path):
         Settings(Budget("bytes", 1)).key(),
         Settings(Budget("auto")).key(),
         Settings(solver_seconds=1.0).key(),
+        Settings(effort="high").key(),
     ]
     plan.write_text("2")
     keys.append(base.key())
@@ -415,4 +431,4 @@ def test_key_is_the_same_in_every_process():
 
 
 # Caches on disk are looked up by it: a change here drops them, which is right only on purpose.
-DEFAULT_KEY = "79b778b8b9d8213878d714f221de080e514f3769adf5f37411c1628cb6e034fe"
+DEFAULT_KEY = "63c6a793f430c2234dc1879471635f93d8f6969fb611918a81c42b2cf2f93aa9"

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from recut.commands.console import WELL, add_json, answer, positive, working
 from recut.commands.factory import add_factory, traced
+from recut.partitioners.effort import EFFORTS
 from recut.planning import Point, Sweep, read_settings, swept
 
 
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     with working("tracing the model"):
         graph = traced(options, settings)
     with working(f"planning {len(graph.problem.ops)} operations for {options.points} budgets"):
-        found = swept(graph, options.points)
+        found = swept(graph, options.points, EFFORTS[settings.effort])
     if options.json:
         answer(found.to_json())
     elif options.csv:
