@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks import measure
+from benchmarks import figures, measure
 from benchmarks.models import Transformer
 
 LAYERS, WIDTH, LENGTH, BATCH, VOCAB = 12, 256, 256, 4, 128
@@ -184,14 +184,7 @@ def _mib(value: int | None) -> str:
 
 def _plot(entries: list[Entry], folder: Path) -> None:
     """Peak against step time: recut as a line, what it competes with as single points."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    # A fixed salt and no date: the same figures give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "recut"
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, (axes,) = figures.panels(1, size=(7, 4.5))
     recut = sorted((e for e in entries if e.budget is not None), key=lambda e: e.measured or 0)
     _points(axes, recut, "o-", "recut")
     for entry, marker in zip((e for e in entries if e.budget is None), ("s", "D"), strict=True):
@@ -203,9 +196,7 @@ def _plot(entries: list[Entry], folder: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "demo.svg", metadata={"Date": None})
-    figure.savefig(folder / "demo.png", dpi=150)
-    pyplot.close(figure)
+    figures.save(figure, folder / "demo.svg", folder / "demo.png")
 
 
 def _points(axes: Any, entries: list[Entry], style: str, label: str) -> None:

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, fx, nn
 
-from benchmarks import measure
+from benchmarks import figures, measure
 from benchmarks.contest import GROUP, Entry, Row, ask, caught, enter_recut, take, timed
 from benchmarks.models import MODELS, ModelSpec
 from benchmarks.models.spec import Checkpoint
@@ -279,18 +279,8 @@ def medians(pairs: list[dict[str, Any]]) -> list[tuple[float, float]]:
 
 def plot(documents: list[dict[str, Any]], path: Path) -> None:
     """Draw step time against peak, a panel for each model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "recut"
-    columns = min(4, len(documents))
-    rows = -(-len(documents) // columns)
-    figure, grid = pyplot.subplots(
-        rows, columns, figsize=(4 * columns, 3.2 * rows), layout="constrained", squeeze=False
-    )
-    for axes, document in zip(grid.flat, documents, strict=False):
+    figure, grid = figures.panels(len(documents))
+    for axes, document in zip(grid, documents, strict=True):
         pairs = document["pairs"]
         axes.set_title(document["model"])
         for kind, marker, label in (("block", "D", "checkpoint"), ("torch budget", "s", "torch")):
@@ -304,10 +294,7 @@ def plot(documents: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel("step time / stock")
         axes.grid(alpha=0.3)
         axes.legend()
-    for axes in list(grid.flat)[len(documents) :]:
-        axes.set_axis_off()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    figures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

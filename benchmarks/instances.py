@@ -9,9 +9,10 @@ the peak of the plain order that recomputes nothing; what is added is a share of
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ import networkx as nx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import figures
+from benchmarks.table import RESULTS, environment
+from recut.files import write_atomic
 from recut.partitioners.effort import HIGH
 from recut.partitioners.errors import InfeasibleBudget
 from recut.partitioners.machine import CPU
@@ -36,6 +40,10 @@ PUBLISHED = {
 }
 
 
+# What is this much over its bound, relatively, is the least: the solver is no more precise.
+_SAME = 1e-4
+
+
 @dataclass(frozen=True)
 class Row:
     """One instance under one budget; shares of the step's operations, seconds of planning."""
@@ -47,6 +55,13 @@ class Row:
     bound: float | None
     seconds: float
     floor: float | None = None
+
+    def figures(self) -> tuple[str, str, str]:
+        """Return what is added, at least, and whether that is proven to be the least."""
+        if self.added is None or self.bound is None:
+            return "none fits", f"floor {100 * (self.floor or 0):.1f} %", ""
+        optimal = "optimal" if self.added <= self.bound * (1 + _SAME) else ""
+        return f"{100 * self.added:.3f} %", f"{100 * self.bound:.3f} %", optimal
 
 
 def read(path: Path) -> nx.DiGraph:
@@ -140,28 +155,73 @@ def solve(name: str, problem: Problem, percent: int) -> Row:
     )
 
 
+def markdown(rows: Sequence[Row], made: Mapping[str, str]) -> str:
+    """Return the results as a page."""
+    lines = [
+        "# Published instances",
+        "",
+        "Added compute, in per cent of all operations of a step, of recut's plans with "
+        "`effort=high` for MOCCASIN's training graphs,",
+        "and what every plan in the order of the backward adds at least: *optimal* where that is "
+        "the same. A budget is a share of",
+        "the plain order's peak. Where none fits, the share of the lowest plan is given.",
+        "",
+        "| instance | ops | budget | added | at least | | seconds | published |",
+        "| --- | --: | --: | --: | --: | --- | --: | --- |",
+    ]
+    for row in rows:
+        cells = [row.name, str(row.nodes), f"{row.percent} %", *row.figures(), f"{row.seconds:.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {PUBLISHED.get((row.name, row.percent), '')} |")
+    text = "\n".join(lines)
+    return (
+        f"{text}\n\n{made['date']}, HiGHS {made['highs']}, {made['device']}: `{made['command']}`\n"
+    )
+
+
+def picture(rows: Sequence[Row], path: Path) -> None:
+    """Draw what plans add, and at least, against the budget: a panel for each instance."""
+    names = list(dict.fromkeys(row.name for row in rows if row.added is not None))
+    figure, grid = figures.panels(len(names))
+    for axes, name in zip(grid, names, strict=True):
+        own = [(row.percent, row.added, row.bound) for row in rows if row.name == name]
+        found = [(x, 100 * y, 100 * z) for x, y, z in own if y is not None and z is not None]
+        x, added, bound = zip(*found, strict=True)
+        axes.plot(x, added, "o-", label="recut")
+        axes.plot(x, bound, "_", markersize=12, label="at least")
+        axes.set_title(name)
+        axes.set_yscale("log")
+        axes.set_xlabel("budget, % of the plain peak")
+        axes.set_ylabel("added compute, %")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figures.save(figure, path)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Plan every training graph of a folder under every budget, and show the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("folder", type=Path, help="data of haoming-codes/moccasin")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     files = sorted(options.folder.glob("*_train_nx.json"))
     if not files:
         parser.error(f"{options.folder} holds no *_train_nx.json: it should be MOCCASIN's data")
-    table = Table("instance", "ops", "budget", "added", "at least", "seconds", "published")
+    table = Table("instance", "ops", "budget", "added", "at least", "", "seconds", "published")
+    rows = []
     for path in files:
         name = path.name.split(" (", maxsplit=1)[0]
         problem = to_problem(read(path))
         for percent in PERCENTS:
             row = solve(name, problem, percent)
-            added = f"{100 * row.added:.3f} %" if row.added is not None else "none fits"
-            bound = f"{100 * row.bound:.3f} %" if row.bound is not None else ""
-            if row.floor is not None:
-                bound = f"floor {100 * row.floor:.1f} %"
+            rows.append(row)
             published = PUBLISHED.get((name, percent), "")
-            cells = (str(row.nodes), f"{percent} %", added, bound, f"{row.seconds:.2f}", published)
-            table.add_row(name, *cells)
-    Console(width=120).print(table)
+            cells = (str(row.nodes), f"{percent} %", *row.figures(), f"{row.seconds:.2f}")
+            table.add_row(name, *cells, published)
+    Console(width=130).print(table)
+    made = environment("python -m benchmarks.instances FOLDER")
+    made["highs"] = importlib.metadata.version("highspy")
+    write_atomic(options.output / "instances.md", markdown(rows, made))
+    picture(rows, options.output / "instances.svg")
     return 0
 
 
