@@ -57,12 +57,10 @@ class Choice:
     """Recomputations to drop from a base.
 
     Attributes:
-        base: the base.
         seconds: what the schedule takes then to recompute and to save, if all of it fits.
         offers: the recomputations, in the order of their choosing.
     """
 
-    base: Base
     seconds: float
     offers: list[_Offer]
 
@@ -170,7 +168,7 @@ class Base:
             gone.update(offer.gone)
         spared = sum(self._price[k] for k in sorted(gone))
         saved = sum(offer.saving for offer in chosen.values())
-        return Choice(self, self._seconds - spared + saved, list(chosen.values()))
+        return Choice(self._seconds - spared + saved, list(chosen.values()))
 
     def _worth(self, exponent: float) -> Floats:
         seconds = np.array([offer.seconds for offer in self._offers])
