@@ -179,8 +179,10 @@ def markdown(rows: Sequence[Row], made: Mapping[str, str]) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Draw what plans add, and at least, against the budget: a panel for each instance."""
+    """Draw what plans add, and at least, against the budget: a panel for each that has any."""
     names = list(dict.fromkeys(row.name for row in rows if row.added is not None))
+    if not names:
+        return
     figure, grid = figures.panels(len(names))
     for axes, name in zip(grid, names, strict=True):
         own = [(row.percent, row.added, row.bound) for row in rows if row.name == name]

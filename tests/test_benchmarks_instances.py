@@ -46,12 +46,17 @@ def test_an_instance_becomes_a_problem(tmp_path):
         assert instances.peak(problem, runs) == measure(problem, schedule).peak
 
 
-def test_the_table_says_what_is_added_and_what_does_not_fit(tmp_path, capsys):
+def test_the_table_says_what_is_added_and_what_does_not_fit(tmp_path, tmp_path_factory, capsys):
     chain(tmp_path / "chain (test)_train_nx.json")
-    assert instances.main([str(tmp_path)]) == 0
+    output = tmp_path_factory.mktemp("results")
+    assert instances.main([str(tmp_path), "--output", str(output)]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "chain" in line]
     assert len(rows) == len(instances.PERCENTS)
     assert all("%" in row for row in rows)
+    page = (output / "instances.md").read_text()
+    assert page.count("| chain |") == len(rows)
+    assert "| optimal |" in page
+    assert (output / "instances.svg").read_text().count("<svg") == 1
     row = instances.solve("chain", instances.to_problem(instances.read(*tmp_path.iterdir())), 20)
     assert row.added is None
     assert row.floor > 0.2
