@@ -147,6 +147,9 @@ class Search:
         best = best or (self._bare() if failed else None)
         return None if best is None else replace(self._improved(best), failed=failed)
 
+    def _program(self, key: Key) -> Program:
+        return self.programs.program(*key)
+
     def _bare(self) -> Found | None:
         """Return the cheapest of the programs' bases that fit: schedules without a solution."""
         bases = ((bare(program), key) for key, program in self.programs.known.items())
@@ -195,15 +198,12 @@ class Search:
             return best
         return replace(self.filled(self._improved(other)), failed=self.programs.failed)
 
-    def _program(self, key: Key) -> Program:
-        return self.programs.program(*key)
-
     def filled(self, best: Found) -> Found:
         """Return a schedule without what it recomputes and has room for."""
         schedule = best.candidate.schedule
         base = Base(self.problem, schedule, measure(self.problem, schedule))
-        other = self.found(filled(base, self.budget).candidate)
-        return self.instead(best, other.candidate)
+        other = filled(base, self.budget)
+        return best if other is base else self.instead(best, other.candidate)
 
     def instead(self, best: Found, candidate: Candidate) -> Found:
         """Return what was found, or the same with another schedule where that takes less."""
