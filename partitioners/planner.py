@@ -41,7 +41,7 @@ from recut.partitioners.programs import SMALL, Programs, ask
 from recut.partitioners.refusal import culprits, proof
 from recut.partitioners.rounding import shrink
 from recut.partitioners.schedule import Schedule, lazy_schedule
-from recut.partitioners.search import SHRINKS, Found, Search, named
+from recut.partitioners.search import SHRINKS, Found, Search, better, named
 from recut.partitioners.timing import step_seconds
 
 # Programs that are asked for a peak below the lowest of all.
@@ -337,8 +337,8 @@ class Planner:
                 break
             search = self._search(budget, end - time.monotonic(), tried, effort)
             found = self._answered(search, effort)
-            if found is not None and (best is None or found.step < best.step):
-                best = found
+            if found is not None:
+                best = better(best, found)
         return best
 
     def _answered(self, search: Search, effort: Effort) -> Found | None:
@@ -349,8 +349,8 @@ class Planner:
             nested = search.nested()
             if nested is None:
                 best = best and replace(best, cut_short=best.cut_short or search.late)
-            elif best is None or nested.step < best.step:
-                best = nested
+            else:
+                best = better(best, nested)
         if best is not None:
             best = search.filled(best)
         if not search.late and not self._near(best, budget, effort):
@@ -363,8 +363,8 @@ class Planner:
         if self._near(best, budget, effort):
             return best
         starts = (best.candidate.schedule, self.fastest)
-        better = self._neighbours.improved(starts, budget, effort.neighbours)
-        return best if better is None else search.instead(best, better)
+        near = self._neighbours.improved(starts, budget, effort.neighbours)
+        return best if near is None else search.instead(best, near)
 
     def _near(self, found: Found | None, budget: int, effort: Effort) -> bool:
         """Return whether what was found is so near the bound that to look further does not pay."""

@@ -142,7 +142,7 @@ class Search:
                 return None if best is None else replace(best, cut_short=True)
             candidate = fill(self._program(key), self.budget, solved[key], self.tried)
             if candidate is not None:
-                best = _better(best, self.found(candidate, key))
+                best = better(best, self.found(candidate, key))
         failed = self.programs.failed
         best = best or (self._bare() if failed else None)
         return None if best is None else replace(self._improved(best), failed=failed)
@@ -193,7 +193,7 @@ class Search:
                 break
             base = self.programs.base(*key).without(choices[key], self.budget)
             if base is not None:
-                other = _better(other, self.found(filled(base, self.budget).candidate, key))
+                other = better(other, self.found(filled(base, self.budget).candidate, key))
         if other is None or other is best:
             return best
         return replace(self.filled(self._improved(other)), failed=self.programs.failed)
@@ -216,7 +216,7 @@ def _ranked(solved: dict[Key, Solution]) -> list[Key]:
     return sorted(solved, key=lambda key: (solved[key].target, key))
 
 
-def _better(best: Found | None, other: Found) -> Found:
+def better(best: Found | None, other: Found) -> Found:
     """Return the one of which a step takes less."""
     return other if best is None or other.step < best.step else best
 
@@ -237,4 +237,4 @@ def solve(program: Program, budget: int) -> Solution | None:
     return program.solve(budget)
 
 
-__all__ = ["SHRINKS", "Found", "Search", "named", "solve"]
+__all__ = ["SHRINKS", "Found", "Search", "better", "named", "solve"]
