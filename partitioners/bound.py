@@ -127,5 +127,6 @@ def _least(
     scaled = cost * (1e3 / total) if total else cost
     # Without an answer nothing is known.
     program = LinearProgram(scaled, matrix, low, high)
-    bound = program.whole(least, np.inf, _NODES) if whole else program.solve(least, np.inf).bound
-    return max(0.0, bound) * (total / 1e3 if math.isfinite(bound) else 1.0)
+    answer = program.whole(least, np.inf, _NODES) if whole else program.solve(least, np.inf)
+    bound = max(0.0, answer.bound)
+    return bound * (total / 1e3 if math.isfinite(bound) else 1.0)

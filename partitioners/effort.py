@@ -17,6 +17,8 @@ class Effort:
         bases: programs whose bases are looked at for what may be dropped, and
         dropped: how many of these are measured.
         neighbours: neighbours of a small problem's plan that are measured.
+        candidates: how many runs of ops the exact tier chooses among, each time it is asked, and
+        nodes: how many nodes of its search trees are looked at.
     """
 
     near: float
@@ -25,10 +27,30 @@ class Effort:
     bases: int
     dropped: int
     neighbours: int
+    candidates: tuple[int, ...]
+    nodes: int
 
 
-NORMAL = Effort(near=0.005, patience=2, rounded=3, bases=8, dropped=3, neighbours=100)
-HIGH = Effort(near=0.0, patience=4, rounded=6, bases=20, dropped=8, neighbours=300)
+NORMAL = Effort(
+    near=0.005,
+    patience=2,
+    rounded=3,
+    bases=8,
+    dropped=3,
+    neighbours=100,
+    candidates=(),
+    nodes=0,
+)
+HIGH = Effort(
+    near=0.0,
+    patience=4,
+    rounded=6,
+    bases=20,
+    dropped=8,
+    neighbours=300,
+    candidates=(500, 1000, 1500),
+    nodes=1000,
+)
 EFFORTS: Mapping[str, Effort] = {"normal": NORMAL, "high": HIGH}
 
 __all__ = ["EFFORTS", "HIGH", "NORMAL", "Effort"]

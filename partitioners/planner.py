@@ -9,7 +9,8 @@
    levels, in which a segment is recomputed as a whole first and piece by piece again.
 4. What these leave of the budget is filled, and where the plan still costs much more than the
    bound, so are the bases of the most promising programs (``room.py``).
-5. Of a small problem the best of these, improved step by step (``neighbours.py``).
+5. Of a small problem the best of these, improved step by step (``neighbours.py``), and run op by
+   op, what a program of all its moments in whole numbers answers (``exact.py``).
 6. The floor: the lowest peak over the segmentations near the one that needs least. It is found
    without looking at the budget, so it does not move with it.
 
@@ -26,14 +27,15 @@ import time
 from dataclasses import replace
 from functools import cached_property, partial
 
-from recut.partitioners.bound import seconds_bound
+from recut.partitioners import exact
+from recut.partitioners.certificate import Certificate
 from recut.partitioners.effort import NORMAL, Effort
 from recut.partitioners.errors import Culprit, InfeasibleBudget, Proof
 from recut.partitioners.evaluator import Liveness, measure
 from recut.partitioners.fastest import cheapest_cut, fastest
 from recut.partitioners.frontier import Candidate, Frontier
 from recut.partitioners.machine import Machine
-from recut.partitioners.needs import Need, Needs
+from recut.partitioners.needs import Needs
 from recut.partitioners.neighbours import Neighbours
 from recut.partitioners.plan import Plan, make_plan
 from recut.partitioners.problem import Phase, Problem
@@ -42,6 +44,7 @@ from recut.partitioners.refusal import culprits, proof
 from recut.partitioners.rounding import shrink
 from recut.partitioners.schedule import Schedule, lazy_schedule
 from recut.partitioners.search import SHRINKS, Found, Search, better, named
+from recut.partitioners.stages import StageProgram, Stages
 from recut.partitioners.timing import step_seconds
 
 # Programs that are asked for a peak below the lowest of all.
@@ -50,12 +53,6 @@ _LEANEST = 4
 _SWEPT = 3
 # What is this near to the bound, as a share of a step, is not searched for in a sweep.
 _SWEPT_LOSS = 0.0025
-
-
-# What adds no more than this share over the bound is proven.
-_PROVEN = 1e-5
-# Moments of each kind that bounds of a small problem are made for.
-_MOMENTS = 4
 
 
 class Planner:
@@ -81,7 +78,6 @@ class Planner:
         self.effort = effort
         self._programs = Programs(problem)
         self._answers: dict[int, Found | None] = {}
-        self._bounds: dict[int, tuple[float, float]] = {}
 
     @cached_property
     def fastest(self) -> Schedule:
@@ -252,62 +248,29 @@ class Planner:
 
     def _made(self, schedule: Schedule, budget: int, planner: str) -> Plan:
         problem = self.problem
-        added = max(0.0, schedule.seconds(problem) - self.cheapest_seconds)
-        bounds = self._proven(budget, added) if added else (0.0, 0.0)
+        added = self._added(schedule.seconds(problem))
+        bounds = self._certificate.proven(budget, added) if added else (0.0, 0.0)
         return make_plan(problem, schedule, budget, planner, added, bounds)
 
-    def _proven(self, budget: int, added: float) -> tuple[float, float]:
-        """Return what :meth:`bounds` does, sharper for a small problem: for what a plan adds.
-
-        Each moment gives a bound of its own. The fullest ones say most, and of a low budget those
-        at which every plan holds most.
-        """
-        in_order, any_order = self.bounds(budget)
-        if len(self.problem.ops) > SMALL:
-            return in_order, any_order
-        for need in (None, *self._full):
-            if in_order >= added * (1 - _PROVEN):
-                break
-            bound = seconds_bound(self.problem, budget, need, whole=True) - self.cheapest_seconds
-            in_order = max(in_order, bound)
-            any_order = max(any_order, bound) if need is None else any_order
-        return in_order, any_order
+    def _added(self, seconds: float) -> float:
+        """Return what a schedule adds to the least that recomputing and saving may take."""
+        return max(0.0, seconds - self.cheapest_seconds)
 
     def bounds(self, budget: int) -> tuple[float, float]:
         """Return what any plan under ``budget`` bytes adds: in the backward's order, and in any.
 
         In the terms of ``Plan.added_seconds``, in seconds.
         """
-        if budget not in self._bounds:
-            self._bounds[budget] = self._bounded(budget)
-        return self._bounds[budget]
+        return self._certificate.bounds(budget)
 
-    def _bounded(self, budget: int) -> tuple[float, float]:
-        """Return what :meth:`bounds` keeps."""
-        any_order = max(0.0, seconds_bound(self.problem, budget) - self.cheapest_seconds)
-        if not self._full:
-            return any_order, any_order
-        in_order = seconds_bound(self.problem, budget, self._full[0]) - self.cheapest_seconds
-        return max(any_order, in_order), any_order
-
-    @cached_property
+    @property
     def needs(self) -> Needs:
         """What any plan holds while each op runs."""
-        return Needs(self.problem)
+        return self._certificate.needs
 
     @cached_property
-    def _full(self) -> list[Need]:
-        """The needs of some ops of the backward: of the one first where the fastest plan is full.
-
-        Behind those at which it holds most stand those at which every plan does.
-        """
-        lives, needs = self._fastest_lives, self.needs
-        live = dict(zip(self.fastest.backward, lives.live[lives.split :].tolist(), strict=True))
-        first = len(self.problem.forward_order)
-        places = [p for p in range(first, len(needs.order)) if needs.moments[p]]
-        fullest = sorted(places, key=lambda p: -live[int(needs.order[p])])[:_MOMENTS]
-        needed = sorted(places, key=lambda p: -int(needs.bytes[p]))[:_MOMENTS]
-        return [needs.at(p) for p in dict.fromkeys((*fullest, *needed))]
+    def _certificate(self) -> Certificate:
+        return Certificate(self.problem, self._fastest_lives, self.cheapest_seconds)
 
     def _cheapest(self, budget: int) -> Found | None:
         """Return the cheapest schedule that the programs give under a budget."""
@@ -364,7 +327,30 @@ class Planner:
             return best
         starts = (best.candidate.schedule, self.fastest)
         near = self._neighbours.improved(starts, budget, effort.neighbours)
-        return best if near is None else search.instead(best, near)
+        best = best if near is None else search.instead(best, near)
+        return self._exact(search, best, effort)
+
+    def _exact(self, search: Search, best: Found, effort: Effort) -> Found:
+        """Return the best of a small problem's plan and of what the exact tier answers.
+
+        That knows op by op what is in memory: with kernels, its moments would be none.
+        """
+        if self.problem.compiler != "eager":
+            return best
+        budget = search.budget
+        for count in effort.candidates:
+            added = self._added(best.candidate.seconds)
+            if search.late or self._certificate.is_least(budget, added):
+                break
+            stages = Stages(self.problem, best.candidate.schedule)
+            program = StageProgram(stages, stages.some(count))
+            answer = exact.solve(program, budget, effort.nodes, search.left)
+            self._certificate.prove(budget, answer.bound)
+            if answer.candidate is not None:
+                best = search.instead(best, answer.candidate)
+            cut_short = best.cut_short or answer.cut_short
+            best = replace(best, cut_short=cut_short, failed=best.failed or bool(answer.failed))
+        return best
 
     def _near(self, found: Found | None, budget: int, effort: Effort) -> bool:
         """Return whether what was found is so near the bound that to look further does not pay."""

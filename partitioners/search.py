@@ -95,9 +95,14 @@ class Search:
         self._solved: dict[Key, Solution] = {}
 
     @property
+    def left(self) -> float:
+        """How much time is left, in seconds."""
+        return self._end - time.monotonic()
+
+    @property
     def late(self) -> bool:
         """Whether the time has run out."""
-        return time.monotonic() > self._end
+        return self.left < 0
 
     def found(self, candidate: Candidate, key: Key = (0, 0), planner: str = "") -> Found:
         """Return a schedule as one that was found, and tell of it."""

@@ -9,6 +9,7 @@ training: planners go on with what they have then, and the plan's planner says s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ import highspy
 import numpy as np
 from scipy.sparse import csr_array
 
-from recut.partitioners.tables import Floats
+from recut.partitioners.tables import Flags, Floats
 
 # What rows may be off by shows in a bound on whole numbers by as much, of the largest cost.
 _SHAVED = 1e-6
+# A solution in whole numbers that costs no more than this share over the bound is the best.
+_GAP = 1e-5
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class LinearProgram:
         matrix: a row for each constraint.
         low: what each column is at least.
         high: what each column is at most.
+        integer: the columns that :meth:`whole` has in whole numbers; all where not given.
     """
 
     def __init__(
@@ -54,8 +58,10 @@ class LinearProgram:
         matrix: csr_array,
         low: Floats | float = 0.0,
         high: Floats | float = 1.0,
+        integer: Flags | None = None,
     ) -> None:
         self.rows, self.columns = matrix.shape
+        self._integer = np.ones(self.columns, dtype=np.bool_) if integer is None else integer
         self._cost = cost
         self._matrix = matrix
         self._limits = low, high
@@ -88,34 +94,56 @@ class LinearProgram:
             return Answer(None, 0.0, "the solution is none of numbers")
         return Answer(x, bound)
 
-    def whole(self, least: Floats | float, most: Floats | float, nodes: int) -> float:
-        """Return what no solution in whole numbers costs less than; 0 where nothing is known.
+    def whole(
+        self,
+        least: Floats | float,
+        most: Floats | float,
+        nodes: int,
+        seconds: float = math.inf,
+    ) -> Answer:
+        """Solve the program with ``integer`` columns in whole numbers, as far as that goes.
+
+        The answer's x is the best solution that was found, None without one.
 
         Args:
             least: what each row is at least.
             most: what each row is at most.
             nodes: how many nodes of the search tree are looked at.
+            seconds: time for that.
         """
         try:
-            highs = self._asked(least, most, nodes=nodes)
+            highs = self._asked(least, most, nodes=nodes, seconds=seconds)
             if highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
-                return np.inf
-            bound = float(highs.getInfo().mip_dual_bound)
-        except Exception:  # as above: a bound is worth no failure
-            return 0.0
-        return bound * (1 - _SHAVED) if np.isfinite(bound) else 0.0
+                return Answer(None, np.inf)
+            info = highs.getInfo()
+            bound = float(info.mip_dual_bound)
+            found = math.isfinite(info.objective_function_value)
+            x = np.array(highs.getSolution().col_value, dtype=np.float64) if found else None
+        except Exception as error:  # as above: a bound is worth no failure
+            return Answer(None, 0.0, f"{type(error).__name__}: {error}")
+        if x is not None and (x.shape != (self.columns,) or not np.isfinite(x).all()):
+            x = None
+        return Answer(x, bound * (1 - _SHAVED) if math.isfinite(bound) else 0.0)
 
     def _asked(
-        self, least: Floats | float, most: Floats | float, go_on: bool = False, nodes: int = 0
+        self,
+        least: Floats | float,
+        most: Floats | float,
+        go_on: bool = False,
+        nodes: int = 0,
+        seconds: float = math.inf,
     ) -> Any:
         """Return the solver after it has run; with nodes one of its own, for whole numbers."""
         limits = np.stack([np.broadcast_to(x, self.rows) for x in (least, most)]).astype(np.float64)
         if nodes:
             highs = self._passed(*limits)
-            kinds = np.full(self.columns, int(highspy.HighsVarType.kInteger), dtype=np.uint8)
-            highs.changeColsIntegrality(self.columns, np.arange(self.columns), kinds)
+            which = np.flatnonzero(self._integer)
+            kinds = np.full(len(which), int(highspy.HighsVarType.kInteger), dtype=np.uint8)
+            highs.changeColsIntegrality(len(which), which, kinds)
             highs.setOptionValue("presolve", "on")
             highs.setOptionValue("mip_max_nodes", nodes)
+            highs.setOptionValue("mip_rel_gap", _GAP)
+            highs.setOptionValue("time_limit", max(seconds, 0.0))
             highs.run()
             return highs
         if self._highs is None:

@@ -10,6 +10,7 @@ from problems import random_schedule
 from benchmarks import instances
 from recut.partitioners.evaluator import measure
 from recut.partitioners.problem import Phase
+from recut.partitioners.schedule import Schedule
 
 LAYERS = 12
 
@@ -57,9 +58,54 @@ def test_the_table_says_what_is_added_and_what_does_not_fit(tmp_path, tmp_path_f
     assert page.count("| chain |") == len(rows)
     assert "| optimal |" in page
     assert (output / "instances.svg").read_text().count("<svg") == 1
-    row = instances.solve("chain", instances.to_problem(instances.read(*tmp_path.iterdir())), 20)
+    problem = instances.to_problem(instances.read(*tmp_path.iterdir()))
+    row = instances.solve("chain", problem, 20)
     assert row.added is None
     assert row.floor > 0.2
+    assert row.figures()[2] == ""
+    assert instances.solve("chain", problem, 10).figures()[2] == "proven"
+
+
+def layered(path):
+    """Write a random layered graph in its authors' form; it runs in an order of its own."""
+    nodes = [{"id": k, "name": k, "out_cost": 10, "duration": 5} for k in range(8)]
+    nodes[7]["out_cost"] = 40
+    # The first is read at once and at the end, and in between something wide runs.
+    links = [{"0": 7, "1": 0}, *({"0": k, "1": k + 1} for k in range(6)), {"0": 7, "1": 6}]
+    nodes[2]["out_cost"] = 60
+    graph = {
+        "directed": True,
+        "multigraph": False,
+        "graph": {"order": [7, 0, 1, 2, 3, 4, 5, 6]},
+        "nodes": nodes,
+        "links": links,
+    }
+    path.write_text(json.dumps(graph))
+    return path
+
+
+def test_a_random_graph_becomes_a_sequence(tmp_path):
+    path = layered(tmp_path / "random_layered_n8_w0.1.json")
+    problem = instances.to_sequence(instances.read(path))
+    order = tuple(range(len(problem.ops)))
+    plain = Schedule((), order)
+    plain.check(problem)
+    assert instances.peak(problem, order) == measure(problem, plain).peak == 110
+    assert sum(op.seconds for op in problem.ops) == 40
+    row = instances.solve_sequence("random 8", problem, 75)
+    assert row.added == 5 / 40  # the first runs again behind what is wide
+    assert row.nodes == 8
+    assert instances.solve_sequence("random 8", problem, 50).figures()[0] == "none found"
+
+
+def test_random_graphs_are_in_the_table(tmp_path, tmp_path_factory, capsys):
+    layered(tmp_path / "random_layered_n8_w0.1.json")
+    output = tmp_path_factory.mktemp("results")
+    assert instances.main([str(tmp_path), "--output", str(output)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "random 8" in line]
+    assert len(rows) == 2
+    assert all("12.500 %" in row for row in rows)
+    assert (output / "instances.md").read_text().count("| random 8 |") == 2
 
 
 def test_graphs_without_a_backward_are_refused(tmp_path):

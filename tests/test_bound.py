@@ -24,7 +24,7 @@ from recut.partitioners.needs import Needs
 from recut.partitioners.planner import Planner
 from recut.partitioners.problem import Phase, Rule
 from recut.partitioners.schedule import lazy_schedule
-from recut.partitioners.solver import LinearProgram
+from recut.partitioners.solver import Answer, LinearProgram
 
 COMPILERS = pytest.mark.parametrize("compiler", ["eager", "inductor"])
 BACKWARD = {"phase": Phase.BACKWARD}
@@ -199,13 +199,15 @@ def test_whole_numbers_prove_what_fractions_do_not(monkeypatch):
     plan = Planner(problem, CPU).plan(budget)
     assert fractions < plan.added_seconds * 0.99
     assert plan.bound_seconds >= plan.added_seconds * (1 - 1e-5)
-    monkeypatch.setattr(LinearProgram, "whole", lambda *_: 0.0)  # as where the solver fails
+    monkeypatch.setattr(
+        LinearProgram, "whole", lambda *_: Answer(None, 0.0)
+    )  # as where the solver fails
     assert Planner(problem, CPU).plan(budget).bound_seconds == fractions
 
 
 def test_a_solver_that_fails_at_whole_numbers_knows_nothing(monkeypatch):
     program = LinearProgram(np.ones(2), csr_array(np.ones((1, 2))))
-    assert program.whole(1.0, np.inf, 10) == pytest.approx(1.0, rel=1e-5)
-    assert program.whole(3.0, np.inf, 10) == np.inf
+    assert program.whole(1.0, np.inf, 10).bound == pytest.approx(1.0, rel=1e-5)
+    assert program.whole(3.0, np.inf, 10).bound == np.inf
     monkeypatch.setattr(LinearProgram, "_passed", lambda *_: 1 / 0)
-    assert program.whole(1.0, np.inf, 10) == 0.0
+    assert program.whole(1.0, np.inf, 10).bound == 0.0
