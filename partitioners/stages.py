@@ -102,10 +102,7 @@ class Stages:
         returned = problem.forward_made(problem.forward_outputs)
         never = problem.tables.never_saved
         self.always = frozenset(v for v in returned if not never[v])
-        self.wanted = [
-            frozenset({*problem.forward_wanted[i], *problem.forward_inputs[i]} - self.always)
-            for i in self.own
-        ]
+        self.wanted = [frozenset(problem.forward_inputs[i]) - self.always for i in self.own]
         gradients = problem.forward_made(problem.backward_outputs)
         self.wanted.append(frozenset(gradients) - self.always)
 
