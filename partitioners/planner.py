@@ -43,7 +43,7 @@ from recut.partitioners.programs import SMALL, Programs, ask
 from recut.partitioners.refusal import culprits, proof
 from recut.partitioners.rounding import shrink
 from recut.partitioners.schedule import Schedule, lazy_schedule
-from recut.partitioners.search import SHRINKS, Found, Search, better, named
+from recut.partitioners.search import SHRINKS, Found, Search, better
 from recut.partitioners.stages import StageProgram, Stages
 from recut.partitioners.timing import step_seconds
 
@@ -116,11 +116,11 @@ class Planner:
     @property
     def lowest(self) -> Candidate:
         """The schedule with the lowest peak found for this problem."""
-        return self._lowest[0]
+        return self._lowest.candidate
 
     @cached_property
-    def _lowest(self) -> tuple[Candidate, str]:
-        """The schedule with the lowest peak, and the planner's name for its plan."""
+    def _lowest(self) -> Found:
+        """The schedule with the lowest peak."""
         best = Candidate(self.fastest_peak, self.fastest.seconds(self.problem), self.fastest)
 
         programs = self._programs
@@ -149,7 +149,8 @@ class Planner:
             tries = NORMAL.neighbours
             best = self._neighbours.lowered(best.schedule, tries)
             best = self._neighbours.improved([best.schedule], best.peak, tries) or best
-        return best, named("floor", time.monotonic() > end, programs.failed)
+        found = self._search(best.peak).found(best, planner="floor")
+        return replace(found, cut_short=time.monotonic() > end, failed=programs.failed)
 
     @cached_property
     def _neighbours(self) -> Neighbours | None:
@@ -201,7 +202,7 @@ class Planner:
         found = dict.fromkeys(bare, "segments, bare")
         found |= {answer.candidate.schedule: answer.name for answer in answers}
         if "_lowest" in self.__dict__:
-            found[self.lowest.schedule] = self._lowest[1]
+            found[self.lowest.schedule] = self._lowest.name
         return found | {self.fastest: "min-cut"}
 
     def sweep(self, points: int = 16) -> tuple[Plan, ...]:
@@ -239,7 +240,7 @@ class Planner:
         pool = {c.schedule: (c.peak, "sweep") for c in tried.candidates}
         pool |= {f.candidate.schedule: (f.candidate.peak, f.name) for f in found.values()}
         pool[self.fastest] = (self.fastest_peak, "min-cut")
-        pool[self.lowest.schedule] = (self.floor, self._lowest[1])
+        pool[self.lowest.schedule] = (self.floor, self._lowest.name)
         # By what a step takes, then by the peak: a schedule is passed over for a better one only.
         step = {x: step_seconds(self.problem, x, self.machine) for x in pool}
         ranked = sorted(pool, key=lambda x: (step[x], pool[x][0]))
@@ -319,8 +320,7 @@ class Planner:
         if not search.late and not self._near(best, budget, effort):
             best = search.dropped(best)
         if best is None and self.floor <= budget:
-            candidate, planner = self._lowest
-            best = search.found(candidate, planner=planner)
+            best = self._lowest
         if best is None or self._neighbours is None or search.late:
             return best
         if self._near(best, budget, effort):
@@ -347,7 +347,7 @@ class Planner:
             answer = exact.solve(program, budget, effort.nodes, search.left)
             self._certificate.prove(budget, answer.bound)
             if answer.candidate is not None:
-                best = search.instead(best, answer.candidate)
+                best = search.instead(best, answer.candidate, "stages")
             cut_short = best.cut_short or answer.cut_short
             best = replace(best, cut_short=cut_short, failed=best.failed or bool(answer.failed))
         return best
@@ -363,7 +363,7 @@ class Planner:
 
     def floor_plan(self) -> Plan:
         """Return the plan with the lowest peak; of several, the cheapest that was found."""
-        return self._made(self.lowest.schedule, self.floor, self._lowest[1])
+        return self._made(self.lowest.schedule, self.floor, self._lowest.name)
 
     def refusal(self, budget: int) -> InfeasibleBudget:
         """Return the error of a budget under the floor, in bytes."""

@@ -57,11 +57,12 @@ class Found:
 
     @property
     def name(self) -> str:
-        """The planner's name for a plan."""
-        if self.planner:
-            return self.planner
-        planner = "segments" if self.key[0] == self.key[1] else "nested segments"
-        return named(planner, self.cut_short, self.failed)
+        """The planner's name for a plan; it says whether it had the time and the solver."""
+        segments = "segments" if self.key[0] == self.key[1] else "nested segments"
+        planner = self.planner or segments
+        reasons = ["cut short by solver_seconds"] * self.cut_short
+        reasons += ["the solver failed"] * self.failed
+        return f"{planner} ({', '.join(reasons)})" if reasons else planner
 
 
 class Search:
@@ -210,10 +211,18 @@ class Search:
         other = filled(base, self.budget)
         return best if other is base else self.instead(best, other.candidate)
 
-    def instead(self, best: Found, candidate: Candidate) -> Found:
-        """Return what was found, or the same with another schedule where that takes less."""
+    def instead(self, best: Found, candidate: Candidate, planner: str = "") -> Found:
+        """Return what was found, or the same with another schedule where that takes less.
+
+        Args:
+            best: what was found.
+            candidate: the other schedule.
+            planner: who found that, where it did not start from the first.
+        """
         step = self.found(candidate).step
-        return best if step >= best.step else replace(best, candidate=candidate, step=step)
+        if step >= best.step:
+            return best
+        return replace(best, candidate=candidate, step=step, planner=planner or best.planner)
 
 
 def _ranked(solved: dict[Key, Solution]) -> list[Key]:
@@ -226,12 +235,6 @@ def better(best: Found | None, other: Found) -> Found:
     return other if best is None or other.step < best.step else best
 
 
-def named(planner: str, cut_short: bool, failed: bool) -> str:
-    """Return the name of a planner that may not have had the time or the solver that it wanted."""
-    reasons = ["cut short by solver_seconds"] * cut_short + ["the solver failed"] * failed
-    return f"{planner} ({', '.join(reasons)})" if reasons else planner
-
-
 def solve(program: Program, budget: int) -> Solution | None:
     """Return the solution of a program for a budget, or None where it is not worth asking for."""
     if program.peak > budget * SHRINKS:
@@ -242,4 +245,4 @@ def solve(program: Program, budget: int) -> Solution | None:
     return program.solve(budget)
 
 
-__all__ = ["SHRINKS", "Found", "Search", "better", "named", "solve"]
+__all__ = ["SHRINKS", "Found", "Search", "better", "solve"]

@@ -219,7 +219,7 @@ def test_a_sequence_without_a_forward_is_planned():
 
 
 def test_with_more_effort_plans_of_small_problems_are_optimal():
-    plans = optimal = before = 0
+    plans = optimal = before = named = 0
     for seed in range(10):
         problem = small_chain(seed, length=8)
         normal, high = (Planner(problem, CPU, effort=effort) for effort in (NORMAL, HIGH))
@@ -231,8 +231,10 @@ def test_with_more_effort_plans_of_small_problems_are_optimal():
             plans += 1
             optimal += plan.schedule.seconds(problem) <= most
             before += normal.plan(budget).schedule.seconds(problem) <= most
+            named += plan.planner == "stages"
     assert optimal == plans
     assert before < plans
+    assert named
 
 
 def test_time_and_the_solver_may_fail(monkeypatch):
