@@ -19,8 +19,8 @@ class Again:
     Attributes:
         made: for each instance, whether a recomputation makes it.
         entry: for each instance the moment of the schedule at which it is made.
-        before: for each instance the one of the same value before it if a recomputation makes
-            that, -1 if the forward does or could.
+        previous: for each instance the one of the same value before it, -1 without one.
+        before: the same if a recomputation makes both, -1 if the forward does or could.
         passed_on: which instances are the one before another.
         edges: (instance, moment): a recomputation reads what a recomputation makes.
         needed: which instances the backward's own ops read, or the step returns.
@@ -38,11 +38,12 @@ class Again:
         self.entry = trace.start
         self.made = self.entry >= trace.split
         self.made[self.made] = ~own[self.entry[self.made]]
-        which = np.flatnonzero(self.made)
-        which = which[np.argsort(lives.value[which], kind="stable")]
-        self.before = np.full(len(self.made), -1)
+        which = np.argsort(lives.value, kind="stable")
         same = lives.value[which[1:]] == lives.value[which[:-1]]
-        self.before[which[1:][same]] = which[:-1][same]
+        self.previous = np.full(len(self.made), -1)
+        self.previous[which[1:][same]] = which[:-1][same]
+        twice = self.made & (self.previous >= 0) & self.made[self.previous]
+        self.before = np.where(twice, self.previous, -1)
         self.passed_on = np.zeros(len(self.made), dtype=np.bool_)
         self.passed_on[self.before[self.before >= 0]] = True
         inside = self.made[trace.read]

@@ -102,7 +102,7 @@ class Base:
     def _offers(self) -> list[_Offer]:
         """Return the recomputations that may be dropped."""
         again, lives, tables = self._again, self.lives, self.problem.tables
-        before = _before(lives.value)
+        before = again.previous
         # What runs inside its readers is in memory from its making to its last reading if it stays.
         inside = lives.bytes == 0
         since = np.where(inside[before], lives.start[before], lives.end[before] + 1)
@@ -212,15 +212,6 @@ def _take(room: Ints, spans: Iterable[tuple[int, int, int]], times: int = 1) -> 
     """Take some bytes of the room."""
     for first, last, size in spans:
         room[first : last + 1] -= times * size
-
-
-def _before(value: Ints) -> Ints:
-    """Return for each instance the one of the same value before it, -1 without one."""
-    order = np.argsort(value, kind="stable")
-    same = value[order[1:]] == value[order[:-1]]
-    before = np.full(len(value), -1)
-    before[order[1:][same]] = order[:-1][same]
-    return before
 
 
 def filled(base: Base, budget: int) -> Base:

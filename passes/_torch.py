@@ -112,6 +112,9 @@ from torch._inductor.lowering import add_layout_constraint, maybe_layout_constra
 # ``should_reuse_buffer`` lets it (since 2.9).
 from torch._inductor.codegen.wrapper import AllocateLine  # isort: skip
 
+# A buffer that no kernel makes, such as what a concatenation's parts are written into (2.0).
+from torch._inductor.scheduler import NopKernelSchedulerNode  # isort: skip
+
 # One op as the scheduler sees it; ``recompute_size_and_body`` and ``mutation_renames`` are used by
 # mending.py, which keeps the former from losing the latter before 2.14. To be dropped with 2.13.
 from torch._inductor.scheduler import SchedulerNode  # isort: skip
@@ -214,6 +217,7 @@ __all__ = [
     "FixedLayout",
     "GraphLowering",
     "InductorChoices",
+    "NopKernelSchedulerNode",
     "OrderedSet",
     "OuterLoopFusedSchedulerNode",
     "SchedulerNode",

@@ -41,7 +41,15 @@ class Groups:
 
     @cached_property
     def _ends(self) -> frozenset[int]:
-        return frozenset(id(self.nodes[k]) for k in self.last)
+        """The last node of each function for which code is generated.
+
+        The scheduler does not ask behind what no kernel makes, such as a concatenation.
+        """
+        last: dict[int, int] = {}
+        for k, node in enumerate(self.nodes):
+            if not isinstance(node, _torch.NopKernelSchedulerNode):
+                last[self.first[k]] = id(node)
+        return frozenset(last.values())
 
 
 def lives_of(scheduler: Any) -> list[Any]:

@@ -74,7 +74,7 @@ EVERYWHERE = {
         "assign_memory_planning_info_for_scheduler_buffers",
         "compute_memory_timeline",
     ),
-    "torch._inductor.scheduler": ("SchedulerNode",),
+    "torch._inductor.scheduler": ("NopKernelSchedulerNode", "SchedulerNode"),
     "torch._inductor.scheduler.SchedulerNode": ("recompute_size_and_body", "set_read_writes"),
     "torch._inductor.virtualized": ("V",),
     "torch._inductor.virtualized.V": ("choices", "local_buffer_context", "set_choices_handler"),

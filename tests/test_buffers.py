@@ -11,6 +11,7 @@ from torch._inductor.utils import run_and_get_code
 
 import recut
 from benchmarks import measure
+from recut.passes._torch import NopKernelSchedulerNode
 from recut.passes.buffers import Life, grouped, live_bytes
 
 
@@ -77,6 +78,24 @@ def test_library_calls_and_other_devices_stay_apart(apart):
     assert spans(nodes, chain(5), 1000)[0] == [(0, 1), (0, 1), (2, 2), (3, 4), (3, 4)]
 
 
+class Nop(Node, NopKernelSchedulerNode):
+    """What no kernel makes: code is generated for it, and nobody asked whether a function ends."""
+
+    def __init__(self):
+        Node.__init__(self)
+
+
+@pytest.mark.parametrize("kernel", [Node, Nop])
+def test_a_function_ends_with_a_kernel(kernel):
+    nodes = [Node(), kernel(), Node(), Node()]
+    got, groups = spans(nodes, chain(4), 20)
+    assert got == [(0, 1), (0, 1), (2, 2), (3, 3)]
+    ends = [groups.ends(node) for node in nodes]
+    assert ends == [kernel is Nop, kernel is Node, True, True]
+    _, groups = spans([Nop(), Nop()], chain(2), 0)
+    assert not any(map(groups.ends, groups.nodes))
+
+
 def test_what_is_written_over_in_a_shared_function_is_there_once():
     found = {"a": Life(0, 1, 10, 10), "b": Life(1, 2, 10, 10)}
     _, groups = spans([Node(), Node()], found, 20)
@@ -96,6 +115,35 @@ class Norms(nn.Module):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + torch.tanh(norm(layer(x)))
         return x.square().mean()
+
+
+class Gathers(nn.Module):
+    """Results that are made at once, gathered by twos, and the pairs again."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        made = []
+        for k in range(6):
+            x = self.layer(x)
+            made.append(x.tanh() * k)
+        pairs = [torch.stack(made[k : k + 2], 1) for k in range(0, 6, 2)]
+        return self.head(torch.cat(pairs, 1)).square().mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [1.0, 0.8])
+def test_what_is_gathered_from_other_functions_is_counted(budget):
+    torch._dynamo.reset()
+    recut.clear_reports()
+    x = torch.randn(256, 64)
+    model = measure.compile_recut(Gathers(), budget)
+    for _ in range(2):
+        measure.step(model, [x])
+    (report,) = recut.reports()
+    assert measure.peak_bytes(model, [x]) == report.scheduled_peak
 
 
 @pytest.mark.slow
