@@ -32,7 +32,7 @@ import numpy as np
 from recut.partitioners.kernels import Kernels, Lives, fused, kernels
 from recut.partitioners.problem import Problem
 from recut.partitioners.schedule import Schedule
-from recut.partitioners.tables import Ints
+from recut.partitioners.tables import Ints, held_bytes
 from recut.partitioners.trace import Trace
 
 
@@ -123,10 +123,7 @@ def measure(problem: Problem, schedule: Schedule) -> Liveness:
         no = np.zeros(count, dtype=np.bool_)
         lives = Lives(trace.start, trace.ends, no, trace.last)
     size = np.where(lives.nothing, 0, trace.tables.bytes[trace.value])
-    change = np.zeros(n + 2, dtype=np.int64)
-    np.add.at(change, np.maximum(lives.start, 0), size)
-    np.subtract.at(change, lives.end + 1, size)
-    live = np.cumsum(change[:n]) + trace.tables.workspace[trace.order]
+    live = held_bytes(lives.start, lives.end, size, n) + trace.tables.workspace[trace.order]
     taken = _taken_over(trace, lives, size)
     np.subtract.at(live, lives.start[taken], size[taken])
     return Liveness(trace, live, lives.start, lives.end, size, taken, made)

@@ -144,15 +144,13 @@ class _Moments:
 
     def _worst(self, schedule: Schedule, lives: Liveness) -> dict[Entry, int]:
         """Return by how much the worst moment of each stage is over the budget, where it is."""
-        is_backward = self._program.problem.is_backward
-        live = lives.live[lives.split :].tolist()
-        stage = 0
+        problem = self._program.problem
+        over = (lives.live[lives.split :] - self._budget).tolist()
+        stages = problem.tables.stages(np.array(schedule.backward, dtype=np.int64)).tolist()
         worst: dict[int, tuple[int, Entry]] = {}
-        for i, held in zip(schedule.backward, live, strict=True):
-            own = is_backward[i]
-            if held - self._budget > worst.get(stage, (0,))[0]:
-                worst[stage] = (held - self._budget, (-1 if own else i, stage))
-            stage += own
+        for i, stage, size in zip(schedule.backward, stages, over, strict=True):
+            if size > worst.get(stage, (0,))[0]:
+                worst[stage] = (size, (-1 if problem.is_backward[i] else i, stage))
         return {entry: over for over, entry in worst.values()}
 
     def rows(self) -> tuple[Rows | None, int]:

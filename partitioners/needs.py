@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from recut.partitioners.problem import Phase, Problem, Rule
-from recut.partitioners.tables import Flags, Ints, flags, ints
+from recut.partitioners.tables import Flags, Ints, flags, held_bytes, ints
 
 
 @dataclass(frozen=True)
@@ -106,26 +106,23 @@ class Needs:
         tables = self._tables
         n = len(self.order)
         values, start, end = self._stays
-        change = np.zeros(n + 2, dtype=np.int64)
-        np.add.at(change, start, tables.bytes[values])
-        np.subtract.at(change, end + 1, tables.bytes[values])
-        held = np.cumsum(change[:n]) + self._workspace[self.order]
+        total = held_bytes(start, end, tables.bytes[values], n) + self._workspace[self.order]
         since = np.full(len(tables.bytes), n + 1)
         until = np.full(len(tables.bytes), -1)
         since[values], until[values] = start, end
         for touched in (tables.inputs, tables.outputs):
             v, at = touched.take(self.order)
             new = (at < since[v]) | (at > until[v])
-            np.add.at(held, at[new], tables.bytes[v[new]])
-        return np.where(self.moments, held, 0)
+            np.add.at(total, at[new], tables.bytes[v[new]])
+        return np.where(self.moments, total, 0)
 
     def at(self, place: int) -> Need:
         """Return what is in memory while an entry of ``order`` runs that is a moment."""
         values, start, end = self._stays
         op = self._problem.ops[self.order[place]]
         stays = values[(start <= place) & (place <= end)].tolist()
-        held = {*stays, *op.inputs, *op.outputs}
-        touched = tuple(sorted(v for v in held if self._tables.bytes[v]))
+        alive = {*stays, *op.inputs, *op.outputs}
+        touched = tuple(sorted(v for v in alive if self._tables.bytes[v]))
         return Need(int(self.order[place]), touched, int(self.bytes[place]))
 
     @property

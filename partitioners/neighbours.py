@@ -222,9 +222,7 @@ class Neighbours:
 
     def _stages(self, order: Ints, split: int) -> Ints:
         """Return for each entry of a backward how many of its own ops run before it."""
-        own = self.problem.tables.backward[order[split:]]
-        stages: Ints = np.cumsum(own) - own
-        return stages
+        return self.problem.tables.stages(order[split:])
 
     @cached_property
     def _bits(self) -> dict[tuple[int, int], int]:

@@ -29,6 +29,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -36,7 +37,7 @@ from scipy.sparse import coo_array, csr_array
 from recut.partitioners.evaluator import measure
 from recut.partitioners.problem import Phase, Problem, Rule
 from recut.partitioners.schedule import Schedule, forward_order
-from recut.partitioners.tables import Flags, Floats
+from recut.partitioners.tables import Flags, Floats, held_bytes
 
 # An op, and the stage in front of whose own op it runs.
 Entry = tuple[int, int]
@@ -127,8 +128,9 @@ class Stages:
             found.update((o, t) for o in seen)
         return found
 
+    @cached_property
     def everything(self) -> set[Entry]:
-        """Return what may be of use at some stage: what it or a later one depends on."""
+        """What may be of use at some stage: what it or a later one depends on."""
         last: dict[int, int] = {}  # by op the last stage that depends on it
         for o, t in self.within(len(self.problem.ops)):
             last[o] = max(t, last.get(o, 0))
@@ -136,9 +138,8 @@ class Stages:
 
     def some(self, count: int) -> set[Entry]:
         """Return ``count`` candidates at most: everything, or what is nearest to the stages."""
-        found = self.everything()
-        if len(found) <= count:
-            return found
+        if len(self.everything) <= count:
+            return self.everything
         near: set[Entry] = set()
         for depth in range(len(self.problem.ops)):
             found = self.within(depth)
@@ -153,13 +154,11 @@ class Stages:
 
     def entries(self) -> set[Entry]:
         """Return what the schedule runs in front of its stages."""
-        stage, found = 0, set()
-        for i in self.schedule.backward:
-            if self.problem.is_backward[i]:
-                stage += 1
-            else:
-                found.add((i, stage))
-        return found
+        tables = self.problem.tables
+        backward = np.array(self.schedule.backward, dtype=np.int64)
+        again = ~tables.backward[backward]
+        stages = tables.stages(backward)[again]
+        return set(zip(backward[again].tolist(), stages.tolist(), strict=True))
 
     def running(self, entries: Iterable[Entry]) -> Schedule:
         """Return the schedule that runs some ops in front of the stages."""
@@ -184,11 +183,8 @@ class Stages:
     def at_own(self) -> list[int]:
         """For each stage the bytes in memory at its own op but for what is held or not."""
         lives, comes = self.lives, self._comes
-        n = len(lives.live)
-        change = np.zeros(n + 2, dtype=np.int64)
-        np.add.at(change, lives.start[comes], lives.bytes[comes])
-        np.subtract.at(change, lives.end[comes] + 1, lives.bytes[comes])
-        live = lives.live - np.cumsum(change[:n])
+        fields = (lives.start[comes], lives.end[comes], lives.bytes[comes])
+        live = lives.live - held_bytes(*fields, len(lives.live))
         return [*live[self._moments].tolist(), self.before_own[-1]]
 
     @cached_property
@@ -253,7 +249,7 @@ class StageProgram:
             return False
         if problem.compiler != "eager" or len(tables.copies) or tables.inplace.any():
             return False
-        return self.stages.everything().issubset(self.candidates)
+        return self.stages.everything.issubset(self.candidates)
 
     @cached_property
     def cost(self) -> Floats:
@@ -337,11 +333,12 @@ class StageProgram:
         may: Bytes = []
         pairs: list[tuple[int, int]] = []
         fixed = stages.before_own[t] + self.problem.ops[o].workspace
-        later = [x for x in self.candidates if x[1] == t and x[0] >= o]
         readers: dict[int, list[int]] = {}
-        for entry in later:
-            for v in self.reads[entry[0]]:
-                readers.setdefault(v, []).append(self.run[entry])
+        first = self.run[o, t]
+        later = takewhile(lambda entry: entry[1] == t, self.candidates[first:])
+        for run, (reader, _) in enumerate(later, first):
+            for v in self.reads[reader]:
+                readers.setdefault(v, []).append(run)
         for v in self.problem.ops[o].outputs:
             if v in self.events:
                 readers.setdefault(v, []).append(self.run[o, t])

@@ -29,6 +29,21 @@ def flags(items: Iterable[bool]) -> Flags:
     return np.fromiter(items, dtype=np.bool_)
 
 
+def held_bytes(start: Ints, end: Ints, size: Ints, count: int) -> Ints:
+    """Return the bytes at each of ``count`` moments of what is there from one to another.
+
+    Args:
+        start: the first moment of each, before the first of all where negative.
+        end: the last one, at most ``count``.
+        size: its bytes.
+        count: how many moments there are.
+    """
+    change = np.zeros(count + 2, dtype=np.int64)
+    np.add.at(change, np.maximum(start, 0), size)
+    np.subtract.at(change, end + 1, size)
+    return np.cumsum(change[:count])
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Rows of different lengths, one behind the other.
@@ -93,3 +108,9 @@ class Tables:
         # Inputs of the graph that the compiler does not copy take nothing and are never made.
         self.reads = Ragged.of([[v for v in o.inputs if counted[v]] for o in ops])
         self.copies = np.flatnonzero((self.producer < 0) & (self.bytes > 0))
+
+    def stages(self, backward: Ints) -> Ints:
+        """Return for each entry of a backward how many of its own ops run before it."""
+        own = self.backward[backward]
+        before: Ints = np.cumsum(own) - own
+        return before

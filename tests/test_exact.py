@@ -26,7 +26,7 @@ MANY = 10_000
 def everything(problem, schedule):
     """Return the program of all that may run."""
     stages = Stages(problem, schedule)
-    return StageProgram(stages, stages.everything())
+    return StageProgram(stages, stages.everything)
 
 
 def budgets(problem, low=0):
@@ -161,8 +161,8 @@ def test_candidates_are_what_stages_depend_on():
     for count in (0, 4, 5, 9, 10, 14, MANY):
         some = stages.some(count)
         assert len(some) <= count
-        assert some in [set(), stages.everything()] + [stages.within(depth) for depth in range(6)]
-    assert stages.some(len(stages.everything())) == stages.everything()
+        assert some in [set(), stages.everything] + [stages.within(depth) for depth in range(6)]
+    assert stages.some(len(stages.everything)) == stages.everything
 
 
 def test_what_a_later_stage_needs_may_run_at_an_earlier_one():
@@ -176,13 +176,13 @@ def test_what_a_later_stage_needs_may_run_at_an_earlier_one():
     problem = replace(problem, ops=ops)
     stages = Stages(problem, Planner(problem, CPU).fastest)
     assert not any(t == 0 for _, t in stages.within(MANY))
-    assert {o for o, t in stages.everything() if t == 0} == {o for o, _ in stages.within(MANY)}
+    assert {o for o, t in stages.everything if t == 0} == {o for o, _ in stages.within(MANY)}
 
 
 def test_only_the_whole_problem_gives_bounds():
     problem = wide()
     stages = Stages(problem, Planner(problem, CPU).fastest)
-    assert StageProgram(stages, stages.everything()).whole
+    assert StageProgram(stages, stages.everything).whole
     some = StageProgram(stages, stages.within(1))
     assert not some.whole
     assert exact.solve(some, Planner(problem, CPU).floor, MANY).bound == 0
