@@ -3,8 +3,8 @@
 Each program is traced once, planned, and run op by op at three budgets. After two steps outputs,
 gradients, buffers, written inputs and the generator's state must be eager's; no step may hold more
 than its plan counts, and no plan more than its budget. With ``--inductor`` each program is compiled
-at one of the budgets, its kernels are held to it, and every second one keeps its graphs for another
-backward; with ``--device cuda`` all of it is on a GPU.
+at one of the budgets, what its kernels allocate in a step is measured and held to it, and every
+second one keeps its graphs for another backward; with ``--device cuda`` all of it is on a GPU.
 Where torch compiles a program to something else than eager without recut too (a sum that cancels
 may be rounded otherwise), recut must do as torch does, and the record says where that was.
 A run that was cut short goes on where it stood when it is started again.
@@ -17,7 +17,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.decomposition import decompositions
 
 import recut
@@ -36,6 +36,9 @@ from benchmarks.programs import make
 from benchmarks.resume import Clock, ForeignRecordError, Record
 from benchmarks.table import RESULTS, environment
 from benchmarks.traced import BUDGETS, Traced
+from recut.backend import watching
+from recut.doctor import graphs_uncached
+from recut.probe import Figures, Probe
 
 STEPS = 2
 BLOCK = 20  # programs to a row of the results
@@ -152,16 +155,30 @@ def _at_budgets(seed: int, device: str, want: Left) -> None:
 
 def _kernels(seed: int, device: str, tolerance: Tolerance, want: Left) -> None:
     budget = (1.0, 0.7, 0.01)[seed % 3]
-    recut.clear_reports()
-    options = {"memory_budget": budget}
+    graphs: list[tuple[recut.GraphReport, Any, Any]] = []
+    module, inputs, compiled = _compiled(
+        seed, device, backend=recut.ckpt_backend, options={"memory_budget": budget}
+    )
     with _told(str(budget)):
-        got = _left_by_compiled(
-            seed, device, _backwards(seed), backend=recut.ckpt_backend, options=options
-        )
-        _assert_same(got, want, tolerance)
-        for report in recut.reports():  # none where a cache has served the compilation
-            within = f"{report.scheduled_peak} bytes in kernels, {report.budget} asked"
-            assert (report.scheduled_peak or 0) <= report.budget, within
+        with graphs_uncached(), watching(lambda *graph: graphs.append(graph)):
+            outcome = take_steps(compiled, module, inputs, STEPS, _backwards(seed))
+        _assert_same((outcome, inputs[3]), want, tolerance)
+        for figures in _measured(graphs, lambda: take_steps(compiled, module, inputs, STEPS)):
+            report = figures.report
+            counted = report.scheduled_peak or 0
+            within = f"{figures.peak} bytes held, {counted} in kernels, {report.budget} asked"
+            assert (figures.peak or 0) <= counted <= report.budget, within
+
+
+def _measured(
+    graphs: Sequence[tuple[recut.GraphReport, Any, Any]], run: Callable[[], object]
+) -> list[Figures]:
+    """Return what the graphs allocate in the second step of ``run``, once they are warm."""
+    probe = Probe(steps=1, endless=True)
+    for graph in graphs:
+        probe(*graph)
+    run()
+    return probe.figures()
 
 
 def _left_by_eager(seed: int, device: str, backwards: int = 1) -> Left:
@@ -170,10 +187,16 @@ def _left_by_eager(seed: int, device: str, backwards: int = 1) -> Left:
 
 
 def _left_by_compiled(seed: int, device: str, backwards: int, **options: Any) -> Left:
+    module, inputs, compiled = _compiled(seed, device, **options)
+    return take_steps(compiled, module, inputs, STEPS, backwards), inputs[3]
+
+
+def _compiled(
+    seed: int, device: str, **options: Any
+) -> tuple[nn.Module, Sequence[Tensor], Callable[..., Any]]:
     torch._dynamo.reset()
     module, inputs = make(seed, device)
-    compiled = torch.compile(module, fullgraph=True, dynamic=False, **options)
-    return take_steps(compiled, module, inputs, STEPS, backwards), inputs[3]
+    return module, inputs, torch.compile(module, fullgraph=True, dynamic=False, **options)
 
 
 def _assert_same(got: Left, want: Left, tolerance: Tolerance = EXACT) -> None:
