@@ -31,14 +31,12 @@ from torch import Tensor, nn
 from torch._inductor.decomposition import decompositions
 
 import recut
+from benchmarks.held import compiling, held
 from benchmarks.outcomes import Outcome, assert_same, close, take_steps
 from benchmarks.programs import make
 from benchmarks.resume import Clock, ForeignRecordError, Record
 from benchmarks.table import RESULTS, environment
 from benchmarks.traced import BUDGETS, Traced
-from recut.backend import watching
-from recut.doctor import graphs_uncached
-from recut.probe import Figures, Probe
 
 STEPS = 2
 BLOCK = 20  # programs to a row of the results
@@ -142,43 +140,31 @@ def _at_budgets(seed: int, device: str, want: Left) -> None:
         with _told(budget):
             _, inputs = make(seed, device)
             found: list[Outcome] = []
-            held = traced.measured(
+            most = traced.measured(
                 lambda inputs=inputs, found=found: found.append(
                     take_steps(traced, module, inputs, STEPS)
                 )
             )
             _assert_same((found[0], inputs[3]), want)
             report = traced.reports[budget]
-            within = f"{held} bytes held, {report.peak} planned, {report.budget} asked"
-            assert held <= report.peak <= report.budget, within
+            within = f"{most} bytes held, {report.peak} planned, {report.budget} asked"
+            assert most <= report.peak <= report.budget, within
 
 
 def _kernels(seed: int, device: str, tolerance: Tolerance, want: Left) -> None:
     budget = (1.0, 0.7, 0.01)[seed % 3]
-    graphs: list[tuple[recut.GraphReport, Any, Any]] = []
     module, inputs, compiled = _compiled(
         seed, device, backend=recut.ckpt_backend, options={"memory_budget": budget}
     )
     with _told(str(budget)):
-        with graphs_uncached(), watching(lambda *graph: graphs.append(graph)):
+        with compiling() as graphs:
             outcome = take_steps(compiled, module, inputs, STEPS, _backwards(seed))
         _assert_same((outcome, inputs[3]), want, tolerance)
-        for figures in _measured(graphs, lambda: take_steps(compiled, module, inputs, STEPS)):
+        for figures in held(graphs, lambda: take_steps(compiled, module, inputs, STEPS)):
             report = figures.report
             counted = report.scheduled_peak or 0
             within = f"{figures.peak} bytes held, {counted} in kernels, {report.budget} asked"
             assert (figures.peak or 0) <= counted <= report.budget, within
-
-
-def _measured(
-    graphs: Sequence[tuple[recut.GraphReport, Any, Any]], run: Callable[[], object]
-) -> list[Figures]:
-    """Return what the graphs allocate in the second step of ``run``, once they are warm."""
-    probe = Probe(steps=1, endless=True)
-    for graph in graphs:
-        probe(*graph)
-    run()
-    return probe.figures()
 
 
 def _left_by_eager(seed: int, device: str, backwards: int = 1) -> Left:
