@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long it may run")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
-    mode = "inductor" if options.inductor else "op by op"
+    mode = "inductor, peaks measured" if options.inductor else "op by op"
     where = "" if options.device == "cpu" else f"_{options.device}"
     name = f"fuzzing{'_inductor' * options.inductor}{where}.json"
     command = "python -m benchmarks.fuzzing 0 10000" + " --inductor" * options.inductor

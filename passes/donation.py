@@ -20,6 +20,7 @@ from torch import fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from recut.passes import _torch
+from recut.passes.costs import tensors
 
 # What autograd answers where no backward runs is that the graph is kept.
 _KEPT = "torch._C._autograd._get_current_graph_task_keep_graph()"
@@ -40,7 +41,7 @@ def donated(gm: fx.GraphModule) -> Iterator[frozenset[str]]:
         yield frozenset()
         return
     names = [n.name for n in gm.graph.find_nodes(op="placeholder")]
-    mine = [i for i in _alone(gm) if i in allowed] if _asks() else []
+    mine = [i for i in _alone(gm) if i in allowed] if _asks(gm) else []
     allowed[:] = mine  # the list is shared with what runs the backward
     try:
         yield frozenset(names[i] for i in mine)
@@ -48,13 +49,15 @@ def donated(gm: fx.GraphModule) -> Iterator[frozenset[str]]:
         allowed.clear()
 
 
-def _asks() -> bool:
+def _asks(gm: fx.GraphModule) -> bool:
     """Return whether the code that is generated can ask autograd each time.
 
     A recorded CUDA graph does what it did first, and generated C++ knows no autograd.
     """
     config = _torch.inductor_config
-    return not (config.triton.cudagraphs or config.cpp_wrapper)
+    found = (t for n in gm.graph.nodes for t in tensors(n.meta.get("val")))
+    recorded = config.triton.cudagraphs and any(t.is_cuda for t in found)
+    return not (recorded or config.cpp_wrapper)
 
 
 def _alone(gm: fx.GraphModule) -> list[int]:

@@ -25,7 +25,7 @@ from recut.passes.scheduled import Expectation, Observation, held_by, observe
 from recut.passes.summing import sum_in_place
 
 _META = "recut.planned"
-_KEY = ("recut planned order", 6)
+_KEY = ("recut planned order", 7)
 _POST_FUSION = "_post_fusion_custom_pass"
 
 
@@ -236,6 +236,8 @@ def wrap_inner_compile(
     planned_patches: dict[str, Any] = {
         # The plan's order is the order, and Inductor's estimate counts what stays inside a kernel.
         "reorder_for_peak_memory": False,
+        # For CUDA graphs it moves what runs on a CPU to either end: recomputation to the front.
+        "triton.reorder_for_reducing_graph_partitions": False,
     }
 
     mend_inductor(planned)

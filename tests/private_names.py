@@ -63,6 +63,7 @@ EVERYWHERE = {
         "reorder_for_peak_memory",
         "unroll_reductions_threshold",
     ),
+    "torch._inductor.config.triton": ("cudagraphs", "reorder_for_reducing_graph_partitions"),
     "torch._inductor.custom_graph_pass": ("CustomPartitionerFn",),
     "torch._inductor.graph": ("GraphLowering",),
     "torch._inductor.graph.GraphLowering": ("decide_layout_opt", "get_output_names"),

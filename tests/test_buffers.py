@@ -161,6 +161,25 @@ class Drops(nn.Module):
 
 
 @pytest.mark.slow
+def test_a_mode_for_cuda_graphs_leaves_a_cpus_graphs_in_their_order():
+    def held(mode):
+        torch._dynamo.reset()
+        recut.clear_reports()
+        torch.manual_seed(0)
+        x, options = torch.randn(256, 64), torch._inductor.list_mode_options(mode)
+        model = measure.compile_recut(Norms(), 0.01, inductor=options)
+        with floor_expected():
+            for _ in range(2):
+                measure.step(model, [x])
+        (report,) = recut.reports()
+        peak = measure.peak_bytes(model, [x])
+        assert peak <= report.budget
+        return peak
+
+    assert held("reduce-overhead") == held("default")
+
+
+@pytest.mark.slow
 def test_a_generators_state_is_counted_while_a_mask_is_drawn_again():
     torch._dynamo.reset()
     recut.clear_reports()
