@@ -122,7 +122,10 @@ def _compare(
         try:
             _assert_same(own, eager, tolerance)
         except AssertionError:
-            check_(own)
+            try:
+                check_(own)
+            except WrongProgramError as again:
+                raise WrongProgramError(f"{error}; beside torch's own: {again}") from error
             raise TorchDiffersError(str(error)) from error
         raise
 
