@@ -94,7 +94,10 @@ def expectations(
         copied: int = 0,
     ) -> Expectation:
         ops = tuple(emission.ops[n.name] for n in entries)
-        beside = (problem.ops[i].workspace - problem.ops[i].observed for i in ops)
+        beside = (
+            problem.ops[i].workspace - problem.ops[i].observed + _state_aside(n, captured.device)
+            for i, n in zip(ops, entries, strict=True)
+        )
         return Expectation(
             digest=problem.digest,
             moments={n.name: k for k, n in enumerate(entries)},
@@ -116,6 +119,16 @@ def expectations(
         part(entries[:split], 0, limits[0], {}),
         part(entries[split:], split, limits[1], _saved(captured, emission), returned, copied),
     )
+
+
+def _state_aside(node: fx.Node, device: str) -> int:
+    """Return the bytes of the generator's state that a replayed draw keeps until it has drawn.
+
+    Only here: no plan knows of it, since it depends on how often an op runs.
+    """
+    if device != "cpu" or node.target is not _torch.run_with_rng_state:
+        return 0
+    return int(torch.get_rng_state().nbytes)
 
 
 def _unread(problem: Problem, line: Timeline) -> dict[int, int]:

@@ -61,9 +61,8 @@ def workspace_of(node: fx.Node, channels_last: bool, device: str) -> int:
     """Return the bytes that a node's library call allocates while it runs, beside its outputs.
 
     Attention on a CPU has blocks of scores for each thread, and a convolution there copies of what
-    it reads. Eager's random ops make a mask or a number for each element, and drawing again keeps
-    the state of the generator aside. A condition or a loop allocates what the largest of its bodies
-    holds.
+    it reads. Eager's random ops make a mask or a number for each element. A condition or a loop
+    allocates what the largest of its bodies holds.
 
     Args:
         node: a node of the joint graph.
@@ -76,10 +75,7 @@ def workspace_of(node: fx.Node, channels_last: bool, device: str) -> int:
     known = _of_cpu(node, channels_last) if device == "cpu" else _of_gpu(node, channels_last)
     if known is not None:
         return known
-    if not is_random(node):
-        return 0
-    state = torch.get_rng_state().nbytes if device == "cpu" else 0
-    return state + sum(map(nbytes, tensors(node.meta.get("val"))))
+    return sum(map(nbytes, tensors(node.meta.get("val")))) if is_random(node) else 0
 
 
 def _of_cpu(node: fx.Node, channels_last: bool) -> int | None:

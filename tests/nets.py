@@ -47,9 +47,9 @@ class Net:
         return self.module().double().train(), self.inputs()
 
 
-def rows(*, grad: bool = False, count: int = ROWS) -> tuple[Tensor, ...]:
+def rows(*, grad: bool = False) -> tuple[Tensor, ...]:
     """One batch of rows."""
-    return (torch.randn(count, WIDTH, dtype=torch.float64, requires_grad=grad),)
+    return (torch.randn(ROWS, WIDTH, dtype=torch.float64, requires_grad=grad),)
 
 
 def images() -> tuple[Tensor, ...]:
