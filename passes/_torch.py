@@ -105,8 +105,15 @@ from torch._inductor.virtualized import V  # isort: skip
 # base of calls into libraries, by whose ``require_channels_last`` a buffer gets that layout (2.0).
 from torch._inductor.ir import ExternKernel, FixedLayout  # isort: skip
 
+# A call that is left to eager, whose ``codegen`` writes it, and what stands for the layout of its
+# results until each of them has its own (since 2.0).
+from torch._inductor.ir import FallbackKernel, MultiOutputLayout  # isort: skip
+
 # What a call asks of its arguments' layout before it is lowered: says it, and sets it. Since 2.6.
 from torch._inductor.lowering import add_layout_constraint, maybe_layout_constraints  # isort: skip
+
+# What Inductor makes of each op, and the ops of these that it leaves to eager (since 2.0).
+from torch._inductor.lowering import fallbacks, lowerings  # isort: skip
 
 # The line of generated code that allocates a buffer, or takes one that waits for its next use where
 # ``should_reuse_buffer`` lets it (since 2.9).
@@ -214,9 +221,11 @@ __all__ = [
     "ExternKernel",
     "FakeTensor",
     "FakeTensorMode",
+    "FallbackKernel",
     "FixedLayout",
     "GraphLowering",
     "InductorChoices",
+    "MultiOutputLayout",
     "NopKernelSchedulerNode",
     "OrderedSet",
     "OuterLoopFusedSchedulerNode",
@@ -236,6 +245,7 @@ __all__ = [
     "disable_current_modes",
     "dynamo_config",
     "extract_fwd_bwd_modules",
+    "fallbacks",
     "flop_registry",
     "force_save_bw_mutation_src",
     "force_save_collectives",
@@ -252,6 +262,7 @@ __all__ = [
     "is_primal",
     "is_sym_node",
     "is_tangent",
+    "lowerings",
     "make_graph_module",
     "mark_dynamic",
     "maybe_layout_constraints",

@@ -25,7 +25,7 @@ from recut.passes.scheduled import Expectation, Observation, held_by, observe
 from recut.passes.summing import sum_in_place
 
 _META = "recut.planned"
-_KEY = ("recut planned order", 7)
+_KEY = ("recut planned order", 8)
 _POST_FUSION = "_post_fusion_custom_pass"
 
 

@@ -29,6 +29,7 @@ def mend_inductor(planned: Callable[[], bool]) -> None:
         planned,
         _keep_rows_apart,
     )
+    _wrap(_torch.FallbackKernel, "codegen", planned, _let_go)
     gradients = torch.ops.aten.convolution_backward.default
     own = _torch.maybe_layout_constraints(gradients)
     if own is not None and not hasattr(own, _MENDED):
@@ -75,6 +76,19 @@ def _turn_early(
     if of_image:
         weight = turn(weight)
     return (turn(gradient), image, weight, *rest), kwargs
+
+
+def _let_go(own: Callable[..., None], kernel: Any, wrapper: Any) -> None:
+    """Free what a call returns where nothing reads any of it: it runs for its effect.
+
+    A draw whose numbers are of no use still moves the generator on. The scheduler has forgotten its
+    buffer by then, so that the generated function keeps it to its end. (In C++ it is not named.)
+    """
+    own(kernel, wrapper)
+    name = kernel.get_name()
+    several = isinstance(kernel.get_output_spec(), _torch.MultiOutputLayout)
+    if several and name in _torch.V.graph.removed_buffers and not _torch.V.graph.cpp_wrapper:
+        wrapper.writeline(f"del {name}")
 
 
 def _keep_renames(own: Callable[..., None], node: Any, *args: Any, **kwargs: Any) -> None:

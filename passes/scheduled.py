@@ -258,7 +258,7 @@ def held_by(scheduler: Any, lives: Sequence[Any], promised: Expectation, groups:
         places.append(max(ends, default=places[-1] if places else 0))
         # A kernel that turns what a library call reads counts among what stands for that call.
         calls = [promised.workspace[p] for p in ends if node.is_extern()]
-        workspace.append(max(calls, default=0))
+        workspace.append(max(calls, default=0) + _number(node.node))
     found = buffer_lives(scheduler, lives, promised.inputs)
     over = _torch.V.graph.wrapper_code.reuses
     *apart, behind = live_bytes(found, len(nodes), promised.held, over)
@@ -271,6 +271,20 @@ def held_by(scheduler: Any, lives: Sequence[Any], promised: Expectation, groups:
         # Behind the last kernel everything returned is alive, and the copy of one gradient.
         behind + promised.copied,
     )
+
+
+def _number(kernel: Any) -> int:
+    """Return the bytes of a number that an eager op on complex numbers makes a tensor of.
+
+    In double precision, and as complex as the result. No plan knows which ops Inductor leaves.
+    """
+    if not isinstance(kernel, _torch.FallbackKernel):
+        return 0
+    if torch.Tag.pointwise not in getattr(kernel.op_overload, "tags", ()):
+        return 0
+    dtype = kernel.outputs[0].get_dtype()
+    numbers = any(type(a) in (int, float, complex) for a in kernel.constant_args)
+    return int(torch.float64.itemsize + dtype.itemsize) if numbers and dtype.is_complex else 0
 
 
 def observe(held: Held, promised: Expectation) -> Observation:

@@ -2,8 +2,8 @@
 
 The formulas are of libraries on a CPU: oneDNN's layouts and scratchpads, and the threads of flash
 attention. Each was held against the allocator (``tests/test_odd_nets.py``); where they err, it is
-upwards. On a GPU each distinct call of a library is run once to see; without the GPU only flash
-attention's own sums are known, by its source.
+upwards. Other calls that are left to eager are run once to see, and so is each distinct call of a
+library on a GPU; without the GPU only flash attention's own sums are known, by its source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import fx
 from recut.passes import _torch
 from recut.passes.bodies import bodies, held
 from recut.passes.costs import OWN_FLOPS, hint, nbytes, packet, tensors
-from recut.passes.measured import extra_bytes, signature
+from recut.passes.measured import extra_bytes, is_measurable, signature
 from recut.passes.rules import is_random
 
 aten = torch.ops.aten
@@ -87,7 +87,25 @@ def _of_cpu(node: fx.Node, channels_last: bool) -> int | None:
         return _matmul_workspace(node, _MATMULS[op])
     if op in (aten.convolution, aten.convolution_backward):
         return _convolution_workspace(node, channels_last)
-    return None
+    return _seen(node, channels_last=False) if _runs_to_see(node) else None
+
+
+def _runs_to_see(node: fx.Node) -> bool:
+    """Return whether a call is left to eager and may be run on made-up data.
+
+    Decompositions of matrices, sorting, selection: some take nothing, others several times what
+    they return. Indices that are made up could point anywhere, so calls that read any are left.
+    """
+    op = node.target
+    if is_random(node) or getattr(op, "namespace", "") != "aten":
+        return False
+    # Inductor's sort is for GPUs.
+    sorts = packet(node) is aten.sort
+    if not sorts and op in _torch.lowerings and op not in _torch.fallbacks:
+        return False
+    read = [t for n in node.all_input_nodes for t in tensors(n.meta.get("val"))]
+    numbers = all(t.is_floating_point() or t.is_complex() for t in read)
+    return (numbers or sorts) and is_measurable(node, inductor=True)
 
 
 # Libraries' calls on a GPU: they take any numbers, and each allocates as it sees fit.

@@ -68,9 +68,15 @@ EVERYWHERE = {
     "torch._inductor.graph": ("GraphLowering",),
     "torch._inductor.graph.GraphLowering": ("decide_layout_opt", "get_output_names"),
     "torch._inductor.inductor_prims": ("force_stride_order",),
-    "torch._inductor.ir": ("ExternKernel", "FixedLayout"),
+    "torch._inductor.ir": ("ExternKernel", "FallbackKernel", "FixedLayout", "MultiOutputLayout"),
     "torch._inductor.ir.ExternKernel": ("require_channels_last",),
-    "torch._inductor.lowering": ("add_layout_constraint", "maybe_layout_constraints"),
+    "torch._inductor.ir.FallbackKernel": ("codegen",),
+    "torch._inductor.lowering": (
+        "add_layout_constraint",
+        "fallbacks",
+        "lowerings",
+        "maybe_layout_constraints",
+    ),
     "torch._inductor.memory": (
         "assign_memory_planning_info_for_scheduler_buffers",
         "compute_memory_timeline",

@@ -177,6 +177,35 @@ class Head(nn.Module):
         return self.head(x).square().mean()
 
 
+class Matrices(nn.Module):
+    """Calls that are left to eager, each of which takes several times what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(48, 48) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).tanh()
+            x = torch.cdist(x, torch.linalg.inv(x @ x.mT + 48 * torch.eye(48)))
+            x = x + x.kthvalue(24, dim=-1, keepdim=True).values
+        return x.sort(dim=1).values[:, ::2].square().mean()
+
+
+class Draws(nn.Module):
+    """Random numbers that nothing reads: they move the generator on, and are gone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).tanh()
+            torch.bernoulli(torch.full_like(x, 0.5))
+        return x.square().mean()
+
+
 def convolutions(make, **more):
     return lambda: Stack(make, **more)
 
@@ -210,11 +239,12 @@ CASES = {
     "extremes": (Extremes, (9, 64, 64)),
     "head": (Head, (2, 3, 16, 16)),
     "towers": (Towers, (4, 3, 64, 64)),
+    "matrices": (Matrices, (16, 48, 48)),
+    "draws": (Draws, (512, 64)),
 }
+EAGERS_DRAWS = {"eager's dropout", "draws"}
 # Of the largest entry of a gradient; halves of precision differ by the order of sums.
 TOLERANCE = {"autocast": 1e-2, "half": 2e-2}
-# Numbers that eager makes for itself: a scalar of complex doubles.
-SPARE = {"complex": 16}
 
 
 def compiled(name, budget=None):
@@ -246,7 +276,7 @@ REST = [
 
 @pytest.mark.parametrize(("name", "budgets"), QUICK + REST)
 def test_the_budget_holds_and_gradients_are_stocks(name, budgets):
-    with torch._inductor.config.patch(fallback_random=name == "eager's dropout"):
+    with torch._inductor.config.patch(fallback_random=name in EAGERS_DRAWS):
         model, _ = compiled(name)
         want = measure.grads(model)
         for budget in budgets:
@@ -254,7 +284,7 @@ def test_the_budget_holds_and_gradients_are_stocks(name, budgets):
             assert measure.max_error(measure.grads(model), want) < TOLERANCE.get(name, 1e-5)
             (report,) = recut.reports()
             peak = measure.peak_bytes(model, inputs)
-            assert peak <= report.budget + SPARE.get(name, 0)
+            assert peak <= report.budget
             # What is planned is not far from it either: a budget that could be met is not refused.
             assert report.peak <= 1.3 * peak
 
