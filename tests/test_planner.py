@@ -58,12 +58,15 @@ def confirm_all(problem):
 
 
 @COMPILERS
-def test_plans_of_chains_stay_under_the_budget(compiler):
+@pytest.mark.parametrize(
+    "seeds", [range(0, 60, 2), pytest.param(range(1, 60, 2), marks=pytest.mark.long)]
+)
+def test_plans_of_chains_stay_under_the_budget(compiler, seeds):
     squeezed = 0
-    for seed in range(60):
+    for seed in seeds:
         planner = confirm_all(small_chain(seed, compiler, length=10))
         squeezed += planner.floor < planner.fastest_peak
-    assert squeezed > 50
+    assert squeezed > 25
 
 
 @COMPILERS

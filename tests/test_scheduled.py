@@ -166,7 +166,14 @@ def test_what_kernels_hold_is_what_is_allocated(name):
     assert 0 <= report.scheduled_peak - peak <= spare.get(name, 0)
 
 
-@pytest.mark.parametrize("budget", ["0.6", "0.4", "0.01"])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        pytest.param("0.6", marks=pytest.mark.long),
+        "0.4",
+        pytest.param("0.01", marks=pytest.mark.long),
+    ],
+)
 def test_dropout_that_is_recomputed_is_planned_to_the_byte(budget):
     with floor_expected():
         compiled, inputs, _, report = train("dropped", budget)
@@ -242,7 +249,9 @@ def test_attempts_at_a_fraction_end_with_the_best_that_is_known(monkeypatch):
     torch.testing.assert_close(got, train("convolutions", "1.0")[2], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("attempts", [1, 2, 3])
+@pytest.mark.parametrize(
+    "attempts", [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 2)), 3]
+)
 def test_attempts_at_bytes_end_with_a_plan_or_a_refusal(monkeypatch, attempts):
     hide_layout_copies(monkeypatch)
     fastest = train("convolutions", "1.0")[-1].fastest_peak
