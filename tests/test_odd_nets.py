@@ -182,7 +182,7 @@ class Matrices(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(48, 48) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Linear(48, 48) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
